@@ -1,0 +1,70 @@
+//! The optimizer's own memory: one allocation for all tensors, cut into slots.
+
+use crate::error::{Error, Result};
+
+/// f32 memory of the device, zero at first, of a fixed address.
+#[derive(Debug)]
+pub(crate) enum Arena {
+    /// Every access goes through the address that was exposed when it was made.
+    Host(Vec<f32>),
+    #[cfg(feature = "cuda")]
+    Cuda(crate::cuda::Table<f32>),
+}
+
+impl Arena {
+    /// `len` zeros on the host.
+    pub(crate) fn host(len: usize) -> Result<Self> {
+        let out_of_memory = |()| Error::OutOfMemory { bytes: 4 * len as u64 };
+        let zeros = bytemuck::allocation::try_zeroed_slice_box(len).map_err(out_of_memory)?;
+        let mut zeros: Vec<f32> = zeros.into_vec();
+        zeros.as_mut_ptr().expose_provenance();
+        Ok(Self::Host(zeros))
+    }
+
+    /// Of the first element.
+    pub(crate) fn address(&self) -> u64 {
+        match self {
+            Self::Host(memory) => memory.as_ptr() as u64,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(memory) => memory.address,
+        }
+    }
+
+    /// A copy of `len` elements from `offset` on; on a GPU this waits for the stream.
+    pub(crate) fn read(&self, offset: usize, len: usize) -> Result<Vec<f32>> {
+        match self {
+            Self::Host(memory) => Ok(memory[offset..offset + len].to_vec()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(memory) => memory.read(offset, len),
+        }
+    }
+}
+
+/// Where a tensor's slot begins in an [`Arena`], in elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    pub(crate) arena: usize,
+    pub(crate) offset: usize,
+}
+
+/// Hands out slots of an arena that is yet to be allocated.
+#[derive(Debug, Default)]
+pub(crate) struct Layout {
+    pub(crate) len: usize,
+}
+
+/// A slot begins on a boundary of as many elements (64 bytes, a cache line)...
+const SLOT_ALIGN: usize = 16;
+/// ... and leaves room for its data to begin up to so many elements later: in phase with the parameter.
+pub(crate) const PHASES: usize = 8;
+
+impl Layout {
+    /// Room for a tensor of `len` elements, at most 2^40 in all.
+    pub(crate) fn slot(&mut self, arena: usize, len: usize) -> Slot {
+        let offset = self.len;
+        if len > 0 {
+            self.len += (len + PHASES - 1).next_multiple_of(SLOT_ALIGN);
+        }
+        Slot { arena, offset }
+    }
+}

@@ -1,0 +1,210 @@
+//! Walks the plan on the CPU: threads over one list of chunks, and in each chunk a plain loop over
+//! [`update`](crate::update::update) that the compiler vectorizes, once for every instruction set. Beside it on a
+//! GPU: `cuda/adamw.cu`.
+//!
+//! The loops take slices, not addresses; [`Chunk`] and [`TensorRow`] are made into slices in one place, `Arrays::of`.
+
+#![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
+#![allow(clippy::cast_possible_truncation, reason = "usize has 64 bits: src/lib.rs")]
+
+use crate::rounding::has;
+use crate::simd::Simd;
+use crate::table::step_flags::AMSGRAD;
+use crate::table::{Chunk, Element, StepScalars, TensorRow, dtypes, row_flags};
+use crate::tensor::Float;
+use crate::update::update;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+/// Elements of a chunk: 448 KiB of f32 traffic, an eighth of a millisecond of one thread.
+pub(crate) const CHUNK_LEN: u32 = 16 * 1024;
+
+/// Up to so many elements the caller's thread is done before a pool of threads would have woken.
+const ONE_THREAD: u64 = 128 * 1024;
+
+/// Steps every chunk, on the threads of the current rayon pool.
+///
+/// # Safety
+/// Every row with a gradient describes arrays of host memory that the step may use: at `param`, `grad`, `m`, `v`, and
+/// `vmax` and `master` where not 0, as many elements as the row's chunks cover, aligned for their dtype; those that
+/// are written overlap nothing. `chunks` covers no element twice, and names no row and no scalars that are not there.
+/// `simd` is available.
+pub(crate) unsafe fn run(simd: Simd, chunks: &[Chunk], rows: &[TensorRow], scalars: &[StepScalars]) {
+    let step = |chunk: &Chunk| {
+        let row = &rows[chunk.tensor as usize];
+        if row.flags & row_flags::HAS_GRAD != 0 {
+            // SAFETY: the caller's promise; no two chunks share an element, so that no two threads do.
+            unsafe { step_chunk(simd, row, *chunk, &scalars[row.scalars as usize]) };
+        }
+    };
+    let elements: u64 = chunks.iter().map(|c| u64::from(c.len)).sum();
+    if elements <= ONE_THREAD {
+        chunks.iter().for_each(step);
+    } else {
+        // A task takes about a full chunk's worth of small tensors.
+        let mean_len = elements / chunks.len() as u64;
+        let together = usize::try_from(u64::from(CHUNK_LEN) / mean_len.max(1)).unwrap_or(usize::MAX);
+        chunks.par_iter().with_min_len(together.max(1)).for_each(step);
+    }
+}
+
+/// # Safety
+/// As for [`run`], for this chunk.
+unsafe fn step_chunk(simd: Simd, row: &TensorRow, chunk: Chunk, s: &StepScalars) {
+    match simd {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller's promise, that the instruction set is available among it.
+        Simd::Avx512 => unsafe { step_chunk_avx512(row, chunk, s) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: likewise.
+        Simd::Avx2 => unsafe { step_chunk_avx2(row, chunk, s) },
+        // SAFETY: likewise.
+        _ => unsafe { step_chunk_inlined(row, chunk, s) },
+    }
+}
+
+/// # Safety
+/// As for [`step_chunk`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn step_chunk_avx512(row: &TensorRow, chunk: Chunk, s: &StepScalars) {
+    // SAFETY: the caller's promise.
+    unsafe { step_chunk_inlined(row, chunk, s) }
+}
+
+/// # Safety
+/// As for [`step_chunk`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn step_chunk_avx2(row: &TensorRow, chunk: Chunk, s: &StepScalars) {
+    // SAFETY: the caller's promise.
+    unsafe { step_chunk_inlined(row, chunk, s) }
+}
+
+/// # Safety
+/// As for [`step_chunk`].
+#[inline(always)]
+unsafe fn step_chunk_inlined(row: &TensorRow, chunk: Chunk, s: &StepScalars) {
+    macro_rules! step {
+        ($param:ty, $grad:ty) => {
+            // SAFETY: the caller's promise, with the dtypes of the row.
+            unsafe { Arrays::<$param, $grad>::of(row, chunk) }.step(s)
+        };
+    }
+    match (row.param_dtype, row.grad_dtype) {
+        (dtypes::F32, dtypes::F32) => step!(f32, f32),
+        (dtypes::F32, dtypes::F16) => step!(f32, f16),
+        (dtypes::F32, _) => step!(f32, bf16),
+        (dtypes::F16, dtypes::F32) => step!(f16, f32),
+        (dtypes::F16, dtypes::F16) => step!(f16, f16),
+        (dtypes::F16, _) => step!(f16, bf16),
+        (_, dtypes::F32) => step!(bf16, f32),
+        (_, dtypes::F16) => step!(bf16, f16),
+        (_, _) => step!(bf16, bf16),
+    }
+}
+
+/// A chunk's arrays, all of one length; `vmax` is empty without AMSGrad, `master` for an f32 parameter.
+struct Arrays<'a, P, G> {
+    param: &'a mut [P],
+    grad: &'a [G],
+    m: &'a mut [f32],
+    v: &'a mut [f32],
+    vmax: &'a mut [f32],
+    master: &'a mut [f32],
+    init_master: bool,
+}
+
+impl<P: Float, G: Float> Arrays<'_, P, G> {
+    /// # Safety
+    /// As for [`step_chunk`], for parameters `P` and gradients `G`.
+    #[inline(always)]
+    unsafe fn of(row: &TensorRow, chunk: Chunk) -> Self {
+        Self {
+            // SAFETY: the caller's promise.
+            param: unsafe { slice_mut(row.param, chunk) },
+            // SAFETY: likewise; gradients may be shared, nobody writes to one.
+            grad: unsafe { slice(row.grad, chunk) },
+            // SAFETY: likewise.
+            m: unsafe { slice_mut(row.m, chunk) },
+            // SAFETY: likewise.
+            v: unsafe { slice_mut(row.v, chunk) },
+            // SAFETY: likewise.
+            vmax: unsafe { slice_mut(row.vmax, chunk) },
+            // SAFETY: likewise.
+            master: unsafe { slice_mut(row.master, chunk) },
+            init_master: row.flags & row_flags::INIT_MASTER != 0,
+        }
+    }
+
+    #[inline(always)]
+    fn step(self, s: &StepScalars) {
+        if self.init_master {
+            self.master.iter_mut().zip(&*self.param).for_each(|(w, p)| *w = p.widen());
+        }
+        let (weights, copies) = P::weights(self.param, self.master);
+        if has(s.flags, AMSGRAD) {
+            walk::<P, G, true>(s, weights, copies, self.grad, self.m, self.v, self.vmax);
+        } else {
+            walk::<P, G, false>(s, weights, copies, self.grad, self.m, self.v, &mut []);
+        }
+    }
+}
+
+/// `len` elements from the chunk's start of the array at `address`; none if that is 0.
+///
+/// # Safety
+/// Unless it is 0, at `address` the array is that long, of this type, and borrowed by nobody else for `'a`.
+#[inline(always)]
+unsafe fn slice_mut<'a, T>(address: u64, chunk: Chunk) -> &'a mut [T] {
+    if address == 0 {
+        return &mut [];
+    }
+    let base = std::ptr::with_exposed_provenance_mut::<T>(address as usize);
+    // SAFETY: inside the array, says the caller.
+    let start = unsafe { base.add(chunk.start as usize) };
+    // SAFETY: likewise.
+    unsafe { std::slice::from_raw_parts_mut(start, chunk.len as usize) }
+}
+
+/// As [`slice_mut`], shared.
+///
+/// # Safety
+/// As for [`slice_mut`], but that others may read.
+#[inline(always)]
+unsafe fn slice<'a, T>(address: u64, chunk: Chunk) -> &'a [T] {
+    let base = std::ptr::with_exposed_provenance::<T>(address as usize);
+    // SAFETY: inside the array, says the caller.
+    let start = unsafe { base.add(chunk.start as usize) };
+    // SAFETY: likewise.
+    unsafe { std::slice::from_raw_parts(start, chunk.len as usize) }
+}
+
+/// The loop. Slices of one length, said once before it, so that no index is checked inside it.
+#[inline(always)]
+fn walk<P: Float, G: Float, const AMSGRAD: bool>(
+    s: &StepScalars,
+    weights: &mut [f32],
+    copies: &mut [P],
+    grad: &[G],
+    m: &mut [f32],
+    v: &mut [f32],
+    vmax: &mut [f32],
+) {
+    let n = weights.len();
+    let (grad, m, v) = (&grad[..n], &mut m[..n], &mut v[..n]);
+    let copies = &mut copies[..if P::NARROW { n } else { 0 }];
+    let vmax = &mut vmax[..if AMSGRAD { n } else { 0 }];
+    for i in 0..n {
+        let vmax_i = if AMSGRAD { vmax[i] } else { 0.0 };
+        let mut e = Element { p: weights[i], m: m[i], v: v[i], vmax: vmax_i };
+        update(s, grad[i].widen(), &mut e);
+        (weights[i], m[i], v[i]) = (e.p, e.m, e.v);
+        if AMSGRAD {
+            vmax[i] = e.vmax;
+        }
+        if P::NARROW {
+            copies[i] = P::narrow(e.p);
+        }
+    }
+}

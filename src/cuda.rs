@@ -1,0 +1,294 @@
+//! Loads the PTX, uploads the tables when they changed, launches. Beside it on the CPU: `src/cpu.rs`.
+//!
+//! NOTE [guards]: the tables hold bare addresses, which cudarc's event tracking cannot see. So every tensor's view
+//! gives its address together with a guard (`cuda_view.rs`), and all guards are held until the launch is enqueued;
+//! dropping them records the use for other streams, and for the `free` of the tensor.
+
+use crate::arena::Arena;
+use crate::error::{Error, Result};
+use crate::table::{Chunk, INLINE_SCALARS, InlineScalars, StepScalars, TensorRow, dtypes, row_flags};
+use cudarc::driver::sys::{self, CUdevice_attribute, CUresult, CUstreamCaptureStatus};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtrMut, DeviceRepr, DriverError, LaunchConfig,
+    PushKernelArg, SyncOnDrop, ValidAsZeroBits,
+};
+use cudarc::nvrtc::Ptx;
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+
+/// The kernels as this build compiled them, and by what.
+pub(crate) const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/adamw.ptx"));
+pub(crate) const PTX_ORIGIN: &str = env!("FUSED_ADAMW_PTX_ORIGIN");
+/// The kernels as committed: of an older ISA than most compilers emit, for older drivers.
+pub(crate) const PTX_COMMITTED: &str = include_str!("../cuda/ptx/adamw.ptx");
+
+/// Threads of a block: `BLOCK` of `cuda/adamw.cu`.
+const BLOCK: u32 = 256;
+
+// SAFETY: (all four) repr(C), plain numbers without padding that anyone reads, of the same fields and size as their
+// twins in cuda/table.cuh (asserted there, in src/table.rs and in src/twins.rs).
+unsafe impl DeviceRepr for TensorRow {}
+// SAFETY: see above.
+unsafe impl DeviceRepr for Chunk {}
+// SAFETY: see above.
+unsafe impl DeviceRepr for StepScalars {}
+// SAFETY: see above.
+unsafe impl DeviceRepr for InlineScalars {}
+
+// SAFETY: (all three) plain numbers, for which zero is a value.
+unsafe impl ValidAsZeroBits for TensorRow {}
+// SAFETY: see above.
+unsafe impl ValidAsZeroBits for Chunk {}
+// SAFETY: see above.
+unsafe impl ValidAsZeroBits for StepScalars {}
+
+fn while_doing(doing: &'static str) -> impl Fn(DriverError) -> Error {
+    move |source| Error::Driver { doing, source }
+}
+
+/// A context in an error's words.
+pub(crate) fn describe(context: &Arc<CudaContext>) -> String {
+    format!("the memory of GPU {} in context {:p}", context.ordinal(), Arc::as_ptr(context))
+}
+
+/// The default stream of a device, whatever is missing on this machine.
+pub(crate) fn stream_of(ordinal: usize) -> Result<Arc<CudaStream>> {
+    probe_driver()?;
+    let context = CudaContext::new(ordinal).map_err(|source| match source.0 {
+        CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_INVALID_DEVICE | CUresult::CUDA_ERROR_STUB_LIBRARY => {
+            Error::NoDevice { ordinal, source }
+        }
+        _ => Error::Driver { doing: "open the device", source },
+    })?;
+    Ok(context.default_stream())
+}
+
+/// cudarc panics at every call, and even at the printing of its errors, if there is no driver library.
+fn probe_driver() -> Result<()> {
+    const NAMES: [&str; 2] = if cfg!(windows) { ["nvcuda.dll", "nvcuda.dll"] } else { ["libcuda.so", "libcuda.so.1"] };
+    // SAFETY: initialisers of NVIDIA's driver library, which cudarc is about to run in any case.
+    let load = |name: &str| unsafe { libloading::Library::new(name) };
+    match load(NAMES[0]).or_else(|_| load(NAMES[1])) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(Error::NoDriver { library: NAMES[1], source }),
+    }
+}
+
+/// A stream of a GPU with the kernels loaded in its context.
+#[derive(Debug)]
+pub(crate) struct CudaDevice {
+    pub(crate) stream: Arc<CudaStream>,
+    /// Lists of f32 alone.
+    adamw_f32: CudaFunction,
+    /// Every list.
+    adamw_mixed: CudaFunction,
+    pub(crate) multiprocessors: u32,
+    name: String,
+    ptx_origin: &'static str,
+}
+
+impl CudaDevice {
+    pub(crate) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+        let context = stream.context();
+        let (module, ptx_origin) = load_module(context)?;
+        let function = |name| module.load_function(name).map_err(while_doing("find the kernel in its module"));
+        let multiprocessors = context
+            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(while_doing("ask for the number of multiprocessors"))?;
+        Ok(Self {
+            stream: stream.clone(),
+            adamw_f32: function("adamw_f32")?,
+            adamw_mixed: function("adamw_mixed")?,
+            multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
+            name: context.name().map_err(while_doing("ask for the name of the device"))?,
+            ptx_origin,
+        })
+    }
+
+    pub(crate) fn alloc(&self, len: usize) -> Result<Arena> {
+        Ok(Arena::Cuda(Table::zeros(&self.stream, len, "allocate the optimizer's state")?))
+    }
+
+    fn kernel(&self, rows: &[TensorRow]) -> &CudaFunction {
+        if rows.iter().all(is_plain_f32) { &self.adamw_f32 } else { &self.adamw_mixed }
+    }
+
+    /// Two contexts of one device compare equal, but neither waits for the other: only the very same one will do.
+    pub(crate) fn check_context(&self, context: &Arc<CudaContext>) -> Result<(), String> {
+        if Arc::ptr_eq(context, self.stream.context()) { Ok(()) } else { Err(describe(context)) }
+    }
+
+    /// Drops the guards of a step, recording each event once: views of one allocation share it.
+    pub(crate) fn record(&self, mut guards: Vec<SyncOnDrop<'_>>) -> Result<()> {
+        let mut seen = HashSet::new();
+        for guard in &mut guards {
+            if let SyncOnDrop::Record(target) = guard {
+                target.take_if(|(event, _)| !seen.insert(event.cu_event()));
+            }
+        }
+        drop(guards);
+        // A drop cannot return an error; the context keeps it for us to ask.
+        self.stream.context().check_err().map_err(|source| Error::NotRecorded { source })
+    }
+}
+
+impl fmt::Display for CudaDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GPU {} ({}), kernels by {}", self.stream.context().ordinal(), self.name, self.ptx_origin)
+    }
+}
+
+/// The PTX of this build, or the committed one if the driver is too old for that.
+fn load_module(context: &Arc<CudaContext>) -> Result<(Arc<CudaModule>, &'static str)> {
+    let too_new = |error: &DriverError| error.0 == CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION;
+    match context.load_module(Ptx::from_src(PTX)) {
+        Ok(module) => Ok((module, PTX_ORIGIN)),
+        Err(error) if too_new(&error) => match context.load_module(Ptx::from_src(PTX_COMMITTED)) {
+            Ok(module) => Ok((module, "committed PTX, the driver is older than the compiler of this build")),
+            Err(source) if too_new(&source) => Err(ptx_too_new(source)),
+            Err(source) => Err(Error::Driver { doing: LOADING, source }),
+        },
+        Err(source) => Err(Error::Driver { doing: LOADING, source }),
+    }
+}
+
+const LOADING: &str = "load the kernels, which need a GPU of compute capability 7.5 or newer";
+
+fn ptx_too_new(source: DriverError) -> Error {
+    let mut version = 0;
+    // SAFETY: writes an integer to the address of one. Its failure leaves 0, which the message shows.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) };
+    let driver = format!("{}.{}", version / 1000, version % 1000 / 10);
+    Error::PtxTooNew { ptx: isa_version(PTX_COMMITTED).into(), driver, source }
+}
+
+/// The `8.0` of `.version 8.0`.
+fn isa_version(ptx: &str) -> &str {
+    ptx.lines().find_map(|line| line.strip_prefix(".version ")).map_or("?", str::trim)
+}
+
+/// Device memory of the optimizer's own. Its address is taken once, without a guard for every use: it is used on its
+/// own stream alone, where uses and the final free are in order.
+#[derive(Debug)]
+pub(crate) struct Table<T> {
+    memory: CudaSlice<T>,
+    pub(crate) address: u64,
+}
+
+impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
+    fn zeros(stream: &Arc<CudaStream>, len: usize, doing: &'static str) -> Result<Self> {
+        // Zero bytes cannot be allocated.
+        let mut memory = stream.alloc_zeros::<T>(len.max(1)).map_err(while_doing(doing))?;
+        let address = memory.device_ptr_mut(stream).0;
+        Ok(Self { memory, address })
+    }
+
+    fn upload(&mut self, from: &[T], doing: &'static str) -> Result<()> {
+        let stream = self.memory.stream().clone();
+        if from.is_empty() {
+            return Ok(());
+        }
+        refuse_capture(&stream)?;
+        stream.memcpy_htod(from, &mut self.memory).map_err(while_doing(doing))
+    }
+
+    /// `len` elements from `offset` on, after everything enqueued before.
+    pub(crate) fn read(&self, offset: usize, len: usize) -> Result<Vec<T>>
+    where
+        T: Clone + Default,
+    {
+        let doing = while_doing("read the optimizer's state");
+        let stream = self.memory.stream();
+        let mut copy = vec![T::default(); len];
+        if len > 0 {
+            stream.memcpy_dtoh(&self.memory.slice(offset..offset + len), &mut copy).map_err(&doing)?;
+        }
+        stream.synchronize().map_err(doing)?;
+        Ok(copy)
+    }
+}
+
+/// A copy that is captured would read the host's memory again at every replay of the graph.
+fn refuse_capture(stream: &CudaStream) -> Result<()> {
+    let status = stream.capture_status().map_err(while_doing("ask whether the stream is captured"))?;
+    if status == CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE { Ok(()) } else { Err(Error::Capturing) }
+}
+
+/// The tables of one optimizer in device memory.
+#[derive(Debug)]
+pub(crate) struct Launcher {
+    device: Arc<CudaDevice>,
+    chunks: Table<Chunk>,
+    blocks: u32,
+    rows: Table<TensorRow>,
+    /// What `rows` holds; empty if that is not known.
+    uploaded: Vec<TensorRow>,
+    /// Holds the scalars of a step that has more of them than fit into the arguments.
+    spilled: Option<Table<StepScalars>>,
+}
+
+impl Launcher {
+    pub(crate) fn new(device: &Arc<CudaDevice>, list: &[Chunk], tensors: usize) -> Result<Self> {
+        let mut chunks = Table::zeros(&device.stream, list.len(), "allocate the table of chunks")?;
+        chunks.upload(list, "upload the table of chunks")?;
+        Ok(Self {
+            device: device.clone(),
+            chunks,
+            // 2^40 elements in chunks of 1,024 and more, and fewer tensors than a u32 counts.
+            blocks: u32::try_from(list.len()).unwrap_or(u32::MAX),
+            rows: Table::zeros(&device.stream, tensors, "allocate the table of tensors")?,
+            uploaded: Vec::new(),
+            spilled: None,
+        })
+    }
+
+    /// One launch, and an upload of what has changed.
+    ///
+    /// # Safety
+    /// As for [`crate::cpu::run`], for memory of the device that is in order on its stream: the guards of all tensors
+    /// are held until this returns, and `rows` names what the plan of this launcher covers.
+    pub(crate) unsafe fn run(&mut self, rows: &[TensorRow], scalars: &[StepScalars]) -> Result<()> {
+        if rows != self.uploaded {
+            self.uploaded.clear();
+            self.rows.upload(rows, "upload the table of tensors")?;
+            self.uploaded.extend_from_slice(rows);
+        }
+        let table = self.spill(scalars)?;
+        let mut inlined = InlineScalars { at: [StepScalars::default(); INLINE_SCALARS] };
+        if table == 0 {
+            inlined.at[..scalars.len()].copy_from_slice(scalars);
+        }
+        let kernel = self.device.kernel(rows);
+        let mut launch = self.device.stream.launch_builder(kernel);
+        launch.arg(&self.rows.address).arg(&self.chunks.address).arg(&table).arg(&inlined);
+        let grid = LaunchConfig { grid_dim: (self.blocks, 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the arguments are those of the kernels in cuda/adamw.cu, in type and order, and the structs are
+        // their twins (src/twins.rs). One block a chunk; every chunk lies in its tensor (src/plan.rs, tested), and its
+        // tensor's row names arrays as long as that, in order on this stream (the caller's promise); scalars are
+        // indexed below their number (src/rows.rs hands out the indices). So every address the kernel forms is inside
+        // an array, and no two blocks write the same one.
+        unsafe { launch.launch(grid) }.map_err(while_doing("launch the step"))?;
+        Ok(())
+    }
+
+    /// The address of the scalars in device memory, or 0 if they fit into the arguments.
+    fn spill(&mut self, scalars: &[StepScalars]) -> Result<u64> {
+        if scalars.len() <= INLINE_SCALARS {
+            return Ok(0);
+        }
+        let doing = "upload the scalars of the step";
+        let mut table = match self.spilled.take().filter(|table| table.memory.len() >= scalars.len()) {
+            Some(table) => table,
+            None => Table::zeros(&self.device.stream, scalars.len(), doing)?,
+        };
+        table.upload(scalars, doing)?;
+        Ok(self.spilled.insert(table).address)
+    }
+}
+
+/// What `adamw_f32` can do.
+fn is_plain_f32(row: &TensorRow) -> bool {
+    let f32 = row.param_dtype == dtypes::F32 && row.grad_dtype == dtypes::F32;
+    row.flags & row_flags::HAS_GRAD == 0 || (f32 && row.vmax == 0)
+}

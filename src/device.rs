@@ -1,0 +1,228 @@
+//! Where a step runs.
+
+use crate::arena::Arena;
+use crate::error::Result;
+use crate::simd::Simd;
+use crate::tensor::{Place, PlaceMut};
+use std::fmt;
+use std::sync::Arc;
+
+#[cfg(feature = "cuda")]
+use crate::cuda::CudaDevice;
+#[cfg(feature = "cuda")]
+use cudarc::driver::CudaStream;
+
+/// Where an optimizer keeps its state and runs its steps: a CUDA stream of a GPU, or the CPU. The bits are the same.
+///
+/// Cheap to clone; its [`Display`](fmt::Display) says which device it is, and why.
+///
+/// ```
+/// use fused_adamw::Device;
+/// let device = Device::best();
+/// println!("{device}"); // e.g. CPU (AVX2, 2 threads): no NVIDIA driver: libcuda.so.1 cannot be loaded
+/// assert!(Device::cpu().to_string().starts_with("CPU"));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Device(pub(crate) Kind);
+
+#[derive(Clone, Debug)]
+pub(crate) enum Kind {
+    /// With the reason why it is not a GPU, if one was looked for.
+    Cpu(Simd, Option<Arc<str>>),
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<CudaDevice>),
+}
+
+impl Device {
+    /// The CPU, with the best instruction set it has, on the threads of the rayon pool in which a step is called.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
+    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [2])?;
+    /// let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build()?; // one's own threads
+    /// pool.install(|| opt.step([(&mut [0.0_f32; 2], &[1.0_f32; 2])]))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn cpu() -> Self {
+        Self(Kind::Cpu(Simd::best(), None))
+    }
+
+    /// The CPU with an instruction set of choice: for tests and measurements, the bits do not differ.
+    ///
+    /// # Errors
+    /// [`Error::Simd`](crate::Error::Simd) where this processor lacks it.
+    pub fn cpu_with(simd: Simd) -> Result<Self> {
+        Ok(Self(Kind::Cpu(simd.check()?, None)))
+    }
+
+    /// A GPU if one works ([`Device::cuda_at`]`(0)`), else the CPU. Its `Display` says
+    /// which it is and why.
+    #[must_use]
+    pub fn best() -> Self {
+        #[cfg(feature = "cuda")]
+        let why = match Self::cuda_at(0) {
+            Ok(device) => return device,
+            Err(error) => with_sources(&error),
+        };
+        #[cfg(not(feature = "cuda"))]
+        let why = "built without the feature `cuda`";
+        Self(Kind::Cpu(Simd::best(), Some(why.into())))
+    }
+
+    /// The GPU of `stream`; everything the optimizer does is enqueued there, in order.
+    ///
+    /// Take the stream that the gradients are made on: then nothing has to wait. With several streams cudarc's event
+    /// tracking orders them, at a cost of about ten driver calls a tensor and step
+    /// ([`CudaContext::disable_event_tracking`](cudarc::driver::CudaContext::disable_event_tracking) if you order
+    /// them yourself).
+    ///
+    /// ```no_run
+    /// use fused_adamw::{Device, cudarc::driver::CudaContext};
+    /// let stream = CudaContext::new(0)?.default_stream();
+    /// let device = Device::cuda(&stream)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::PtxTooNew`](crate::Error::PtxTooNew) for a driver older than the kernels,
+    /// [`Error::Driver`](crate::Error::Driver) if it does not load them.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(stream: &Arc<CudaStream>) -> Result<Self> {
+        Ok(Self(Kind::Cuda(Arc::new(CudaDevice::new(stream)?))))
+    }
+
+    /// The GPU of that number, in its primary context, on its default stream: [`Device::stream`]. Never panics,
+    /// whatever is missing.
+    ///
+    /// ```
+    /// match fused_adamw::Device::cuda_at(0) {
+    ///     Ok(device) => println!("{device}"),
+    ///     Err(error) => println!("{error}"),
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`](crate::Error::NoDriver), [`Error::NoDevice`](crate::Error::NoDevice), and those of
+    /// [`Device::cuda`].
+    #[cfg(feature = "cuda")]
+    pub fn cuda_at(ordinal: usize) -> Result<Self> {
+        Self::cuda(&crate::cuda::stream_of(ordinal)?)
+    }
+
+    /// The stream of a GPU; `None` for the CPU.
+    ///
+    /// ```
+    /// assert!(fused_adamw::Device::cpu().stream().is_none());
+    /// ```
+    #[cfg(feature = "cuda")]
+    #[must_use]
+    pub fn stream(&self) -> Option<&Arc<CudaStream>> {
+        match &self.0 {
+            Kind::Cpu(..) => None,
+            Kind::Cuda(device) => Some(&device.stream),
+        }
+    }
+
+    /// Zeros of the optimizer's own.
+    pub(crate) fn alloc(&self, len: usize) -> Result<Arena> {
+        match &self.0 {
+            Kind::Cpu(..) => Arena::host(len),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(device) => device.alloc(len),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Cpu(simd, why) => {
+                write!(f, "CPU ({simd}, {} threads)", rayon::current_num_threads())?;
+                why.iter().try_for_each(|why| write!(f, ": {why}"))
+            }
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(device) => device.fmt(f),
+        }
+    }
+}
+
+/// An error with its causes in one line.
+#[cfg(feature = "cuda")]
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line} ({cause})"))
+}
+
+/// What keeps the tensors of a step from being used too early by other streams: dropped after the launch.
+#[derive(Debug, Default)]
+pub(crate) struct Guards<'a> {
+    #[cfg(feature = "cuda")]
+    held: Vec<cudarc::driver::SyncOnDrop<'a>>,
+    #[cfg(not(feature = "cuda"))]
+    held: std::marker::PhantomData<&'a ()>,
+}
+
+impl<'a> Guards<'a> {
+    /// The parameter's address on `device`, or where it lies instead.
+    pub(crate) fn param(&mut self, device: &'a Device, place: PlaceMut<'a>) -> Result<u64, String> {
+        match (&device.0, place) {
+            (_, PlaceMut::Raw(address)) | (Kind::Cpu(..), PlaceMut::Host(address, _)) => Ok(address),
+            #[cfg(feature = "cuda")]
+            (Kind::Cuda(cuda), PlaceMut::Cuda(view)) => {
+                cuda.check_context(view.context())?;
+                Ok(self.hold(view.address(&cuda.stream)))
+            }
+            #[cfg(feature = "cuda")]
+            (_, PlaceMut::Host(..)) => Err(HOST.into()),
+            #[cfg(feature = "cuda")]
+            (_, PlaceMut::Cuda(view)) => Err(crate::cuda::describe(view.context())),
+        }
+    }
+
+    /// The gradient's address on `device`, or where it lies instead.
+    pub(crate) fn grad(&mut self, device: &'a Device, place: Place<'a>) -> Result<u64, String> {
+        match (&device.0, place) {
+            (_, Place::Raw(address)) | (Kind::Cpu(..), Place::Host(address, _)) => Ok(address),
+            #[cfg(feature = "cuda")]
+            (Kind::Cuda(cuda), Place::Cuda(view)) => {
+                cuda.check_context(view.context())?;
+                Ok(self.hold(view.address(&cuda.stream)))
+            }
+            #[cfg(feature = "cuda")]
+            (_, Place::Host(..)) => Err(HOST.into()),
+            #[cfg(feature = "cuda")]
+            (_, Place::Cuda(view)) => Err(crate::cuda::describe(view.context())),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn hold(&mut self, (address, guard): (u64, cudarc::driver::SyncOnDrop<'a>)) -> u64 {
+        self.held.push(guard);
+        address
+    }
+
+    /// Records the use of the tensors, after the launch.
+    pub(crate) fn finish(self, device: &Device) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Kind::Cuda(device) = &device.0 {
+            return device.record(self.held);
+        }
+        let _ = (self.held, device);
+        Ok(())
+    }
+}
+
+#[cfg(feature = "cuda")]
+const HOST: &str = "host memory";
+
+impl Device {
+    /// Where its memory is, in an error's words.
+    pub(crate) fn describe(&self) -> String {
+        match &self.0 {
+            Kind::Cpu(..) => "host memory".into(),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(device) => crate::cuda::describe(device.stream.context()),
+        }
+    }
+}

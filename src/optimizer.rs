@@ -1,0 +1,405 @@
+//! The public optimizer: check, plan, launch, count. The counts move last.
+
+use crate::arena::{Arena, Layout};
+use crate::config::{AdamWConfig, StepOptions, TensorSpec};
+use crate::cpu;
+use crate::device::{Device, Guards, Kind};
+use crate::error::{Error, Result};
+use crate::overlap;
+use crate::plan::{MAX_ELEMENTS, Plan, first_too_many};
+use crate::rows::{Scalars, Tensor};
+use crate::simd::Simd;
+use crate::table::{Chunk, StepScalars, TensorRow, row_flags};
+use crate::tensor::{Dtype, Pair};
+
+#[cfg(feature = "cuda")]
+use crate::{cuda::Launcher, plan::gpu_chunk_len};
+
+/// AdamW over a list of tensors: registered once by their lengths, stepped all together by one call.
+///
+/// The moments `m` and `v` (f32, 8 bytes an element) are the optimizer's, on its device; parameters and gradients
+/// stay the caller's and may move between steps. A 16-bit parameter gets an f32 master (4 bytes more), read from it
+/// in its first step; the arithmetic is f32 always.
+///
+/// The equations, and where they differ from PyTorch and the papers, are in the [crate's documentation](crate).
+///
+/// ```
+/// use fused_adamw::{AdamW, AdamWConfig, Device};
+/// let mut params = vec![vec![1.0_f32; 1000], vec![2.0; 10]];
+/// let grads = vec![vec![0.1_f32; 1000], vec![0.2; 10]];
+/// let lengths: Vec<usize> = params.iter().map(Vec::len).collect();
+///
+/// let config = AdamWConfig { lr: 3e-4, weight_decay: 0.1, ..Default::default() };
+/// let mut opt = AdamW::new(&Device::cpu(), config, &lengths)?;
+/// opt.step(params.iter_mut().zip(&grads))?;
+/// assert_eq!(opt.state(1)?.step, 1);
+/// # Ok::<(), fused_adamw::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct AdamW {
+    device: Device,
+    groups: Vec<AdamWConfig>,
+    tensors: Vec<Tensor>,
+    arenas: Vec<Arena>,
+    /// Of the last step, checked for overlaps; and room for the next.
+    rows: Vec<TensorRow>,
+    next_rows: Vec<TensorRow>,
+    engine: Engine,
+}
+
+/// What walks the plan.
+#[derive(Debug)]
+enum Engine {
+    Cpu(Simd, Vec<Chunk>),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<Launcher>),
+}
+
+impl Engine {
+    fn new(device: &Device, lens: Vec<u64>) -> Result<Self> {
+        match &device.0 {
+            Kind::Cpu(simd, _) => Ok(Self::Cpu(*simd, Plan::new(lens, cpu::CHUNK_LEN).chunks().collect())),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(device) => {
+                let (tensors, elements) = (lens.len(), lens.iter().sum());
+                let plan = Plan::new(lens, gpu_chunk_len(elements, device.multiprocessors));
+                let chunks: Vec<Chunk> = plan.chunks().collect();
+                Ok(Self::Cuda(Box::new(Launcher::new(device, &chunks, tensors)?)))
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`cpu::run`]; on a GPU as for [`Launcher::run`].
+    unsafe fn run(&mut self, rows: &[TensorRow], scalars: &[StepScalars]) -> Result<()> {
+        match self {
+            Self::Cpu(simd, chunks) => {
+                // SAFETY: the caller's promise; a `Simd` in a device is available.
+                unsafe { cpu::run(*simd, chunks, rows, scalars) };
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            // SAFETY: the caller's promise.
+            Self::Cuda(launcher) => unsafe { launcher.run(rows, scalars) },
+        }
+    }
+}
+
+/// A copy of one tensor's state, read by [`AdamW::state`]. Lengths are the tensor's.
+///
+/// ```
+/// # use fused_adamw::{AdamW, AdamWConfig, Device};
+/// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
+/// opt.step([(&mut [1.0_f32], &[2.0_f32])])?;
+/// let state = opt.state(0)?;
+/// assert_eq!((state.step, state.m, state.v), (1, vec![0.2], vec![0.004]));
+/// # Ok::<(), fused_adamw::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TensorState {
+    /// Steps applied to it: not counted are those in which it had no gradient.
+    pub step: u64,
+    /// First moment (PyTorch: `exp_avg`), in gradient units.
+    pub m: Vec<f32>,
+    /// Second moment (PyTorch: `exp_avg_sq`), in squared gradient units.
+    pub v: Vec<f32>,
+    /// With AMSGrad the largest second moment (PyTorch: `max_exp_avg_sq`), else `None`.
+    pub vmax: Option<Vec<f32>>,
+    /// The f32 master of a 16-bit parameter; `None` for an f32 parameter and before the first step.
+    pub master: Option<Vec<f32>>,
+}
+
+impl AdamW {
+    /// One parameter group. `tensors` are lengths in elements, or [`TensorSpec`]s; a length may be 0. Allocates and
+    /// zeroes the moments.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a hyper-parameter out of its range, [`Error::GroupIndex`] for a group other than 0,
+    /// [`Error::TooManyElements`] above 2^40, [`Error::OutOfMemory`] or [`Error::Driver`] if the memory is not there.
+    pub fn new<I>(device: &Device, config: AdamWConfig, tensors: I) -> Result<Self>
+    where
+        I: IntoIterator,
+        I::Item: Into<TensorSpec>,
+    {
+        Self::with_groups(device, &[config], tensors)
+    }
+
+    /// Several parameter groups; each tensor names its own by [`TensorSpec::group`]. Groups do not cost a launch.
+    ///
+    /// ```
+    /// use fused_adamw::{AdamW, AdamWConfig, Device, TensorSpec};
+    /// let decay = AdamWConfig { weight_decay: 0.1, ..Default::default() };
+    /// let no_decay = AdamWConfig { weight_decay: 0.0, ..decay };
+    /// let specs = [TensorSpec::new(768 * 768).named("w"), TensorSpec::new(768).named("b").group(1)];
+    /// let opt = AdamW::with_groups(&Device::cpu(), &[decay, no_decay], specs)?;
+    /// assert_eq!(opt.groups().len(), 2);
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`AdamW::new`].
+    pub fn with_groups<I>(device: &Device, groups: &[AdamWConfig], tensors: I) -> Result<Self>
+    where
+        I: IntoIterator,
+        I::Item: Into<TensorSpec>,
+    {
+        groups.iter().enumerate().try_for_each(|(i, config)| config.check(i))?;
+        let specs: Vec<TensorSpec> = tensors.into_iter().map(Into::into).collect();
+        let lens = check_specs(&specs, groups.len())?;
+        let mut layout = Layout::default();
+        let tensors = specs.iter().enumerate().map(|(i, spec)| lay_out(spec, i, groups, &mut layout)).collect();
+        Ok(Self {
+            arenas: vec![device.alloc(layout.len)?],
+            engine: Engine::new(device, lens)?,
+            device: device.clone(),
+            groups: groups.to_vec(),
+            tensors,
+            rows: Vec::new(),
+            next_rows: Vec::new(),
+        })
+    }
+
+    /// Steps every tensor that has a gradient: one launch on a GPU, one walk over all elements on the CPU.
+    ///
+    /// `pairs` are in the registered order: `(parameter, gradient)`, `(parameter, Option<gradient>)`, or [`Pair`]s.
+    /// A GPU's work is enqueued on the device's stream, not waited for. When shapes, dtypes and addresses are those
+    /// of the step before, nothing is copied to the GPU.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
+    /// # let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [2, 1])?;
+    /// let (mut w, mut b) = (vec![1.0_f32; 2], vec![1.0_f32]);
+    /// let grads = [Some(vec![0.5_f32; 2]), None]; // `b` had no part in the loss
+    /// opt.step([&mut w, &mut b].into_iter().zip(grads.iter().map(Option::as_ref)))?;
+    /// assert_eq!((opt.state(0)?.step, opt.state(1)?.step, b), (1, 0, vec![1.0]));
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::TensorCount`], [`Error::Length`], [`Error::Dtype`], [`Error::WrongDevice`], [`Error::NullPointer`],
+    /// [`Error::Misaligned`], [`Error::Overlap`] for tensors that do not fit; [`Error::OutOfMemory`] for the master of
+    /// a 16-bit parameter seen for the first time; of a GPU [`Error::Capturing`], [`Error::Driver`]. Nothing has
+    /// changed then. The exception is [`Error::NotRecorded`].
+    pub fn step<'a, I>(&mut self, pairs: I) -> Result<()>
+    where
+        I: IntoIterator,
+        I::Item: Into<Pair<'a>>,
+    {
+        self.step_with(StepOptions::default(), pairs)
+    }
+
+    /// [`AdamW::step`] with [`StepOptions`].
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device, StepOptions};
+    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
+    /// opt.step_with(StepOptions { grad_scale: 0.5 }, [(&mut [1.0_f32], &[4.0_f32])])?;
+    /// assert_eq!(opt.state(0)?.m, [0.2]);
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`AdamW::step`]; [`Error::GradScale`].
+    pub fn step_with<'a, I>(&mut self, options: StepOptions, pairs: I) -> Result<()>
+    where
+        I: IntoIterator,
+        I::Item: Into<Pair<'a>>,
+    {
+        options.check()?;
+        let pairs: Vec<Pair<'a>> = pairs.into_iter().map(Into::into).collect();
+        self.check_pairs(&pairs)?;
+        self.add_masters(&pairs)?;
+        let dtypes: Vec<Dtype> = pairs.iter().map(|pair| pair.param.0.dtype).collect();
+        let (device, mut guards) = (self.device.clone(), Guards::default());
+        let scalars = self.describe(pairs, &device, &mut guards, options.grad_scale)?;
+        if self.next_rows != self.rows {
+            overlap::check(&self.next_rows, &self.tensors)?;
+        }
+        if !scalars.is_empty() {
+            // SAFETY: every row was made from a pair of the registered length (`check_pairs`), whose parameter is
+            // borrowed mutably and whose gradient is borrowed for as long as this function runs, or which the
+            // caller of `Pair::from_raw` vouches for; it lies on this device, aligned (`Tensor::row`); no parameter
+            // overlaps another or a gradient (`overlap::check`, of these rows now or before). The state's slots are
+            // the optimizer's own, disjoint, and long enough (`Layout`). The engine's chunks were made from the
+            // registered lengths; scalar indices come with their list. The guards are held until after the launch.
+            unsafe { self.engine.run(&self.next_rows, &scalars)? };
+        }
+        self.applied(&dtypes);
+        guards.finish(&device)
+    }
+
+    fn check_pairs(&self, pairs: &[Pair<'_>]) -> Result<()> {
+        if pairs.len() != self.tensors.len() {
+            return Err(Error::TensorCount { expected: self.tensors.len(), actual: pairs.len() });
+        }
+        self.tensors.iter().zip(pairs).try_for_each(|(tensor, pair)| tensor.check(pair))
+    }
+
+    /// Memory for the masters of 16-bit parameters that have none: one more arena.
+    fn add_masters(&mut self, pairs: &[Pair<'_>]) -> Result<()> {
+        let narrow = |pair: &Pair<'_>| pair.param.0.dtype != Dtype::F32 && pair.grad.0.is_some();
+        let (arena, mut layout) = (self.arenas.len(), Layout::default());
+        let lacking = self.tensors.iter().zip(pairs).map(|(tensor, pair)| tensor.master.is_none() && narrow(pair));
+        let slots = lacking.zip(&self.tensors).enumerate().filter(|(_, (lacks, _))| *lacks);
+        let slots: Vec<_> = slots.map(|(i, (_, tensor))| (i, layout.slot(arena, tensor.len))).collect();
+        if !slots.is_empty() {
+            self.arenas.push(self.device.alloc(layout.len)?);
+        }
+        slots.into_iter().for_each(|(i, slot)| self.tensors[i].master = Some(slot));
+        Ok(())
+    }
+
+    /// Fills `next_rows`, and returns the scalars that they index.
+    fn describe<'a>(
+        &mut self,
+        pairs: Vec<Pair<'a>>,
+        device: &'a Device,
+        guards: &mut Guards<'a>,
+        grad_scale: f64,
+    ) -> Result<Vec<StepScalars>> {
+        let mut scalars = Scalars::new(self.groups.len(), grad_scale);
+        self.next_rows.clear();
+        for (tensor, pair) in self.tensors.iter().zip(pairs) {
+            let mut row = tensor.row(pair, device, &self.arenas, guards)?;
+            if row.flags & row_flags::HAS_GRAD != 0 && tensor.len > 0 {
+                row.scalars = scalars.index(tensor.group, tensor.step + 1, &self.groups);
+            }
+            self.next_rows.push(row);
+        }
+        Ok(scalars.list)
+    }
+
+    fn applied(&mut self, dtypes: &[Dtype]) {
+        std::mem::swap(&mut self.rows, &mut self.next_rows);
+        for ((tensor, row), dtype) in self.tensors.iter_mut().zip(&self.rows).zip(dtypes) {
+            if row.flags & row_flags::HAS_GRAD != 0 {
+                tensor.applied(row, *dtype);
+            }
+        }
+    }
+
+    /// A copy of a tensor's state; on a GPU this waits for the steps that were enqueued.
+    ///
+    /// # Errors
+    /// [`Error::TensorIndex`]; on a GPU [`Error::Driver`].
+    pub fn state(&self, index: usize) -> Result<TensorState> {
+        let tensor = self.tensor(index)?;
+        let read = |slot: crate::arena::Slot| self.arenas[slot.arena].read(slot.offset + tensor.phase, tensor.len);
+        let has_master = tensor.step > 0 && tensor.dtype != Some(Dtype::F32);
+        Ok(TensorState {
+            step: tensor.step,
+            m: read(tensor.m)?,
+            v: read(tensor.v)?,
+            vmax: tensor.vmax.map(read).transpose()?,
+            master: tensor.master.filter(|_| has_master).map(read).transpose()?,
+        })
+    }
+
+    fn tensor(&self, index: usize) -> Result<&Tensor> {
+        self.tensors.get(index).ok_or(Error::TensorIndex { index, count: self.tensors.len() })
+    }
+
+    /// Sets the learning rate of every group, from the next step on. Costs nothing on the device.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
+    /// # let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
+    /// opt.set_lr(1e-4)?;
+    /// assert!(opt.set_lr(f64::NAN).is_err());
+    /// assert_eq!(opt.groups()[0].lr, 1e-4);
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Config`]; no group has changed then.
+    pub fn set_lr(&mut self, lr: f64) -> Result<()> {
+        let changed: Vec<AdamWConfig> = self.groups.iter().map(|group| AdamWConfig { lr, ..*group }).collect();
+        changed.iter().enumerate().try_for_each(|(i, config)| config.check(i))?;
+        self.groups = changed;
+        Ok(())
+    }
+
+    /// Replaces the hyper-parameters of a group, from the next step on. Costs nothing on the device.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
+    /// # let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
+    /// let group = opt.groups()[0];
+    /// opt.set_group(0, AdamWConfig { weight_decay: 0.0, ..group })?;
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::GroupIndex`], [`Error::Config`], [`Error::Amsgrad`]: its memory is there from the beginning or not.
+    pub fn set_group(&mut self, group: usize, config: AdamWConfig) -> Result<()> {
+        config.check(group)?;
+        let groups = self.groups.len();
+        let current = self.groups.get_mut(group).ok_or(Error::GroupIndex { tensor: None, group, groups })?;
+        if config.amsgrad != current.amsgrad {
+            return Err(Error::Amsgrad { group, given: config.amsgrad, allocated: current.amsgrad });
+        }
+        *current = config;
+        Ok(())
+    }
+
+    /// The next step reads the f32 masters again from the 16-bit parameters. To be called after writing to such
+    /// parameters oneself (loaded weights, tied or pruned ones): their masters do not know of it.
+    pub fn reload_masters(&mut self) {
+        self.tensors.iter_mut().for_each(|tensor| tensor.init_master = true);
+    }
+
+    /// The parameter groups.
+    #[must_use]
+    pub fn groups(&self) -> &[AdamWConfig] {
+        &self.groups
+    }
+
+    /// How many tensors are registered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether no tensor is registered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// Where the optimizer is.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+/// Lengths, if they and the groups are possible.
+fn check_specs(specs: &[TensorSpec], groups: usize) -> Result<Vec<u64>> {
+    let lens: Vec<u64> = specs.iter().map(|spec| spec.len as u64).collect();
+    if let Some((i, elements)) = first_too_many(&lens) {
+        return Err(Error::TooManyElements { tensor: specs[i].id(i), elements, limit: MAX_ELEMENTS });
+    }
+    match specs.iter().position(|spec| spec.group >= groups) {
+        Some(i) => Err(Error::GroupIndex { tensor: Some(specs[i].id(i)), group: specs[i].group, groups }),
+        None => Ok(lens),
+    }
+}
+
+/// A tensor with its slots in the first arena; the master's too, if its dtype is known.
+fn lay_out(spec: &TensorSpec, index: usize, groups: &[AdamWConfig], layout: &mut Layout) -> Tensor {
+    let mut slot = || layout.slot(0, spec.len);
+    Tensor {
+        id: spec.id(index),
+        len: spec.len,
+        group: spec.group,
+        dtype: spec.dtype,
+        step: 0,
+        m: slot(),
+        v: slot(),
+        vmax: groups[spec.group].amsgrad.then(&mut slot),
+        master: spec.dtype.filter(|dtype| *dtype != Dtype::F32).map(|_| slot()),
+        init_master: true,
+        phase: 0,
+    }
+}

@@ -1,0 +1,128 @@
+//! Lengths to chunks. The plan is data: nothing is launched while it is made, so an empty tensor needs no branch,
+//! and no tensor's place in the list can matter.
+
+use crate::table::Chunk;
+
+/// How a list of tensors is cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    lens: Vec<u64>,
+    chunk_len: u32,
+}
+
+/// Elements of one optimizer, at most: 12 TiB of f32 state. Far below what a 64-bit offset or a grid can count.
+pub(crate) const MAX_ELEMENTS: u64 = 1 << 40;
+
+/// A chunk's start is a multiple of this, so that the alignment of a tensor's first element is that of each chunk.
+pub(crate) const CHUNK_STEP: u32 = 8;
+
+impl Plan {
+    /// `chunk_len` is a multiple of [`CHUNK_STEP`].
+    pub(crate) fn new(lens: Vec<u64>, chunk_len: u32) -> Self {
+        debug_assert!(chunk_len > 0 && chunk_len.is_multiple_of(CHUNK_STEP));
+        Self { lens, chunk_len }
+    }
+
+    /// Every element of every tensor, once, in order.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = Chunk> {
+        (0_u32..).zip(&self.lens).flat_map(|(tensor, &len)| self.chunks_of(tensor, len))
+    }
+
+    fn chunks_of(&self, tensor: u32, len: u64) -> impl Iterator<Item = Chunk> + use<> {
+        let step = u64::from(self.chunk_len);
+        (0..len.div_ceil(step)).map(move |i| {
+            let start = i * step;
+            #[expect(clippy::cast_possible_truncation, reason = "at most `chunk_len`")]
+            let len = step.min(len - start) as u32;
+            Chunk { start, tensor, len }
+        })
+    }
+}
+
+/// The sum of `lens` so far at the first tensor that passes [`MAX_ELEMENTS`].
+pub(crate) fn first_too_many(lens: &[u64]) -> Option<(usize, u64)> {
+    let sums = lens.iter().scan(0_u64, |sum, &len| {
+        *sum = sum.saturating_add(len);
+        Some(*sum)
+    });
+    sums.enumerate().find(|&(_, sum)| sum > MAX_ELEMENTS)
+}
+
+/// A chunk length for `elements` on a GPU of `multiprocessors`: short enough that every multiprocessor has several
+/// chunks, if the list is long enough for that; long enough that the tables are far below 1% of the traffic.
+#[cfg(feature = "cuda")]
+pub(crate) fn gpu_chunk_len(elements: u64, multiprocessors: u32) -> u32 {
+    const SHORTEST: u64 = 1024; // four elements a thread
+    const LONGEST: u64 = 16 * 1024; // 16 + 56 bytes of tables to 448 KiB of traffic
+    const CHUNKS_A_MULTIPROCESSOR: u64 = 32; // eight waves of four resident blocks
+    let wanted = elements / (u64::from(multiprocessors.max(1)) * CHUNKS_A_MULTIPROCESSOR);
+    #[expect(clippy::cast_possible_truncation, reason = "between two constants")]
+    let len = wanted.clamp(SHORTEST, LONGEST).next_power_of_two() as u32;
+    len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STEP: u32 = 16;
+
+    fn len() -> impl Strategy<Value = u64> {
+        let c = u64::from(STEP);
+        prop_oneof![Just(0), Just(1), Just(c - 1), Just(c), Just(c + 1), Just(2 * c + 1), 0..5 * c]
+    }
+
+    proptest! {
+        #[test]
+        fn every_element_is_covered_once_and_in_order(lens in prop::collection::vec(len(), 0..40)) {
+            let plan = Plan::new(lens.clone(), STEP);
+            let covered = plan.chunks().flat_map(|c| (c.start..c.start + u64::from(c.len)).map(move |i| (c.tensor, i)));
+            let wanted = (0_u32..).zip(lens).flat_map(|(t, len)| (0..len).map(move |i| (t, i)));
+            prop_assert!(covered.eq(wanted));
+        }
+
+        #[test]
+        fn no_chunk_is_empty_or_too_long_and_each_starts_on_a_step(lens in prop::collection::vec(len(), 0..40)) {
+            for c in Plan::new(lens, STEP).chunks() {
+                prop_assert!(c.len > 0 && c.len <= STEP && c.start % u64::from(CHUNK_STEP) == 0);
+            }
+        }
+    }
+
+    // Where 32-bit counts of elements or bytes wrap; no tensor is allocated.
+    #[test]
+    fn tensors_above_2_to_the_32_elements_are_covered_to_the_last_one() {
+        for len in [(1_u64 << 31) + 1, (1 << 32) - 1, (1 << 32) + 3, 3 << 32] {
+            let plan = Plan::new(vec![5, len, 0, 7], 16 * 1024);
+            let mut end = 0;
+            for c in plan.chunks().filter(|c| c.tensor == 1) {
+                assert_eq!(c.start, end);
+                end += u64::from(c.len);
+            }
+            assert_eq!(end, len);
+            assert_eq!(plan.chunks().last(), Some(Chunk { start: 0, tensor: 3, len: 7 }));
+        }
+    }
+
+    #[test]
+    fn more_than_2_to_the_40_elements_are_too_many_and_the_sum_does_not_wrap() {
+        assert_eq!(first_too_many(&[1 << 39, 0, 1 << 39]), None);
+        assert_eq!(first_too_many(&[1 << 39, 1 << 39, 1, 5]), Some((2, MAX_ELEMENTS + 1)));
+        assert_eq!(first_too_many(&[7, u64::MAX]), Some((1, u64::MAX)));
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_gpu_is_filled_by_a_million_elements_and_the_tables_stay_small() {
+        for multiprocessors in [0, 1, 24, 84, 108, 132, 1000] {
+            for elements in [0, 1, 1_000_000, 1 << 24, 8_000_000_000, MAX_ELEMENTS] {
+                let len = gpu_chunk_len(elements, multiprocessors);
+                assert!((1024..=16 * 1024).contains(&len) && len % CHUNK_STEP == 0);
+                assert!(elements.div_ceil(len.into()) <= i32::MAX as u64, "one grid");
+            }
+        }
+        assert!(1_000_000 / gpu_chunk_len(1_000_000, 132) > 4 * 132);
+        assert_eq!(gpu_chunk_len(8_000_000_000, 132), 16 * 1024);
+    }
+}

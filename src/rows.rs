@@ -1,0 +1,158 @@
+//! From the pairs of a step to rows of the table: every check of a single tensor, and its scalars.
+
+use crate::arena::{Arena, PHASES, Slot};
+use crate::config::AdamWConfig;
+use crate::device::{Device, Guards};
+use crate::error::{Buffer, Error, Result, TensorId};
+use crate::scalars::step_scalars;
+use crate::table::{StepScalars, TensorRow, row_flags};
+use crate::tensor::{Dtype, Elements, Pair};
+use std::collections::HashMap;
+
+/// A registered tensor and its state.
+#[derive(Debug)]
+pub(crate) struct Tensor {
+    pub(crate) id: TensorId,
+    pub(crate) len: usize,
+    pub(crate) group: usize,
+    /// Of its parameter; `None` until the first step if it was not registered with one.
+    pub(crate) dtype: Option<Dtype>,
+    /// Steps applied.
+    pub(crate) step: u64,
+    pub(crate) m: Slot,
+    pub(crate) v: Slot,
+    pub(crate) vmax: Option<Slot>,
+    pub(crate) master: Option<Slot>,
+    /// The master is to be read from the parameter in the next step.
+    pub(crate) init_master: bool,
+    /// Elements by which its state lies behind the beginning of its slots. Chosen in the first step, so that state
+    /// and parameter reach a 32-byte boundary at the same element.
+    pub(crate) phase: usize,
+}
+
+impl Tensor {
+    fn expect<P>(&self, buffer: Buffer, given: &Elements<P>) -> Result<()> {
+        if given.len == self.len {
+            return Ok(());
+        }
+        Err(Error::Length { tensor: self.id.clone(), buffer, expected: self.len, actual: given.len })
+    }
+
+    /// Length and dtype, before any memory is touched.
+    pub(crate) fn check(&self, pair: &Pair<'_>) -> Result<()> {
+        self.expect(Buffer::Param, &pair.param.0)?;
+        if let Some(grad) = &pair.grad.0 {
+            self.expect(Buffer::Grad, grad)?;
+        }
+        match self.dtype.filter(|&expected| expected != pair.param.0.dtype) {
+            None => Ok(()),
+            Some(expected) => Err(Error::Dtype {
+                tensor: self.id.clone(),
+                buffer: Buffer::Param,
+                expected,
+                actual: pair.param.0.dtype,
+            }),
+        }
+    }
+
+    /// Its row without scalars; of a tensor without a gradient, the parameter alone.
+    pub(crate) fn row<'a>(
+        &self,
+        pair: Pair<'a>,
+        device: &'a Device,
+        arenas: &[Arena],
+        guards: &mut Guards<'a>,
+    ) -> Result<TensorRow> {
+        let param_dtype = pair.param.0.dtype;
+        let param = guards.param(device, pair.param.0.place);
+        let param = self.address(Buffer::Param, param_dtype, device, param)?;
+        let row = TensorRow { param, param_dtype: param_dtype.code(), ..TensorRow::default() };
+        let Some(grad) = pair.grad.0 else { return Ok(row) };
+        let address = guards.grad(device, grad.place);
+        let address = self.address(Buffer::Grad, grad.dtype, device, address)?;
+        let row = TensorRow { grad: address, grad_dtype: grad.dtype.code(), flags: row_flags::HAS_GRAD, ..row };
+        Ok(self.with_state(row, param_dtype, grad.dtype, arenas))
+    }
+
+    fn address(&self, buffer: Buffer, dtype: Dtype, device: &Device, found: Result<u64, String>) -> Result<u64> {
+        let tensor = || self.id.clone();
+        let address = found.map_err(|actual| {
+            let expected = device.describe();
+            Error::WrongDevice { tensor: tensor(), buffer, expected, actual }
+        })?;
+        let (alignment, bytes) = (dtype.size() as u64, (self.len * dtype.size()) as u64);
+        if self.len > 0 && address == 0 {
+            return Err(Error::NullPointer { tensor: tensor(), buffer, len: self.len });
+        }
+        if self.len > 0 && (!address.is_multiple_of(alignment) || address.checked_add(bytes).is_none()) {
+            return Err(Error::Misaligned { tensor: tensor(), buffer, address, alignment });
+        }
+        Ok(address)
+    }
+
+    fn with_state(&self, row: TensorRow, param: Dtype, grad: Dtype, arenas: &[Arena]) -> TensorRow {
+        let phase = self.phase_for(row.param, param);
+        let at = |slot: Slot| arenas[slot.arena].address() + 4 * (slot.offset + phase) as u64;
+        let head = (PHASES - phase) % PHASES;
+        let aligned = |address: u64, dtype: Dtype| (address + (head * dtype.size()) as u64).is_multiple_of(16);
+        let flag = |on: bool, flag: u8| if on { flag } else { 0 };
+        let master = self.master.filter(|_| param != Dtype::F32);
+        #[expect(clippy::cast_possible_truncation, reason = "below 8")]
+        let head_u8 = head as u8;
+        TensorRow {
+            m: at(self.m),
+            v: at(self.v),
+            vmax: self.vmax.map_or(0, at),
+            master: master.map_or(0, at),
+            head: head_u8,
+            flags: row.flags
+                | flag(aligned(row.param, param), row_flags::PARAM_ALIGNED)
+                | flag(aligned(row.grad, grad), row_flags::GRAD_ALIGNED)
+                | flag(master.is_some() && self.init_master, row_flags::INIT_MASTER),
+            ..row
+        }
+    }
+
+    /// As long as the state is all zeros, it can begin anywhere in its slots. An empty tensor has no slot to begin in.
+    #[expect(clippy::cast_possible_truncation, reason = "below 8")]
+    fn phase_for(&self, param: u64, dtype: Dtype) -> usize {
+        if self.step > 0 || self.len == 0 { self.phase } else { (param / dtype.size() as u64 % PHASES as u64) as usize }
+    }
+
+    /// The step that `row` describes has been launched.
+    pub(crate) fn applied(&mut self, row: &TensorRow, dtype: Dtype) {
+        self.phase = self.phase_for(row.param, dtype);
+        self.dtype = Some(dtype);
+        self.init_master = false;
+        self.step += 1;
+    }
+}
+
+/// The scalars of a step: one set for every pair of group and step count that occurs.
+#[derive(Debug)]
+pub(crate) struct Scalars {
+    grad_scale: f64,
+    pub(crate) list: Vec<StepScalars>,
+    /// By group, the step count seen last and its index: nearly always the one asked for.
+    latest: Vec<(u64, u32)>,
+    indices: HashMap<(usize, u64), u32>,
+}
+
+impl Scalars {
+    pub(crate) fn new(groups: usize, grad_scale: f64) -> Self {
+        Self { grad_scale, list: Vec::new(), latest: vec![(0, 0); groups], indices: HashMap::new() }
+    }
+
+    /// The index of the scalars of step `t` (from 1) of a group.
+    pub(crate) fn index(&mut self, group: usize, t: u64, configs: &[AdamWConfig]) -> u32 {
+        if self.latest[group].0 != t {
+            let Self { list, indices, grad_scale, .. } = self;
+            let index = *indices.entry((group, t)).or_insert_with(|| {
+                list.push(step_scalars(&configs[group].hyper(), t, *grad_scale));
+                u32::try_from(list.len() - 1).unwrap_or(u32::MAX) // fewer than tensors, which a u32 counts
+            });
+            self.latest[group] = (t, index);
+        }
+        self.latest[group].1
+    }
+}

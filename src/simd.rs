@@ -1,0 +1,66 @@
+//! The instruction sets the CPU backend is compiled for, and which of them this processor has.
+
+use crate::error::{Error, Result};
+use std::fmt;
+
+/// An instruction set of the CPU backend. All give the same bits; they differ in speed alone.
+///
+/// ```
+/// use fused_adamw::{Device, Simd};
+/// let device = Device::cpu_with(Simd::best())?; // what `Device::cpu()` takes
+/// assert!(Device::cpu_with(Simd::Portable).is_ok());
+/// # Ok::<(), fused_adamw::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Simd {
+    /// What the binary was built for: NEON on aarch64. Plain x86-64 has no fused multiply-add, so that each one is
+    /// a call of the math library, exact and slow.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 (F, BW, DQ, VL).
+    Avx512,
+}
+
+impl Simd {
+    /// The best that this processor has.
+    #[must_use]
+    pub fn best() -> Self {
+        let available = |simd: &Self| simd.is_available();
+        [Self::Avx512, Self::Avx2].into_iter().find(available).unwrap_or(Self::Portable)
+    }
+
+    /// Whether this processor has it.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 => false,
+        }
+    }
+
+    pub(crate) fn check(self) -> Result<Self> {
+        if self.is_available() { Ok(self) } else { Err(Error::Simd { requested: self, best: Self::best() }) }
+    }
+}
+
+impl fmt::Display for Simd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable code",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+        })
+    }
+}

@@ -1,0 +1,331 @@
+//! What the user hands over: a parameter and its gradient, whatever owns them, their types erased.
+
+use crate::rounding::{bf16_to_f32, f16_to_f32, f32_to_bf16_rn, f32_to_f16_rn};
+use crate::table::dtypes;
+use half::{bf16, f16};
+use std::fmt;
+use std::marker::PhantomData;
+
+#[cfg(feature = "cuda")]
+use crate::cuda_view::{View, ViewMut};
+#[cfg(feature = "cuda")]
+use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
+
+/// The type of a parameter's or a gradient's elements.
+///
+/// ```
+/// use fused_adamw::Dtype;
+/// assert_eq!((Dtype::BF16.size(), Dtype::BF16.to_string()), (2, "bf16".into()));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// The upper half of an f32.
+    BF16,
+}
+
+impl Dtype {
+    /// Bytes of an element.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// As the tables write it.
+    pub(crate) const fn code(self) -> u8 {
+        match self {
+            Self::F32 => dtypes::F32,
+            Self::F16 => dtypes::F16,
+            Self::BF16 => dtypes::BF16,
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+        })
+    }
+}
+
+pub(crate) mod sealed {
+    /// Widening is exact; narrowing rounds to the nearest, ties to even.
+    pub trait Sealed: Copy + Send + Sync + 'static {
+        fn widen(self) -> f32;
+        fn narrow(x: f32) -> Self;
+
+        /// Whether it is narrower than the f32 that a step computes with.
+        const NARROW: bool;
+        /// The f32 that a step updates, and the copies it leaves of them: of an f32 parameter itself and none, of a
+        /// 16-bit parameter its master and itself.
+        fn weights<'a>(param: &'a mut [Self], master: &'a mut [f32]) -> (&'a mut [f32], &'a mut [Self]);
+
+        #[cfg(feature = "cuda")]
+        fn view(view: super::CudaView<'_, Self>) -> super::View<'_>;
+        #[cfg(feature = "cuda")]
+        fn view_mut(view: super::CudaViewMut<'_, Self>) -> super::ViewMut<'_>;
+    }
+}
+
+/// The element types of parameters and gradients: `f32`, [`half::f16`], [`half::bf16`]. Sealed.
+///
+/// ```
+/// use fused_adamw::{Dtype, Float};
+/// assert_eq!(<half::bf16 as Float>::DTYPE, Dtype::BF16);
+/// ```
+pub trait Float: sealed::Sealed {
+    /// Its name at run time.
+    const DTYPE: Dtype;
+}
+
+macro_rules! float {
+    ($type:ty, $dtype:ident, |$x:ident| $widen:expr, $narrow:expr, |$param:ident, $master:ident| $weights:expr) => {
+        impl Float for $type {
+            const DTYPE: Dtype = Dtype::$dtype;
+        }
+
+        #[allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
+        impl sealed::Sealed for $type {
+            #[inline(always)]
+            fn widen(self) -> f32 {
+                let $x = self;
+                $widen
+            }
+
+            #[inline(always)]
+            fn narrow($x: f32) -> Self {
+                $narrow
+            }
+
+            const NARROW: bool = size_of::<Self>() < size_of::<f32>();
+
+            #[inline(always)]
+            fn weights<'a>($param: &'a mut [Self], $master: &'a mut [f32]) -> (&'a mut [f32], &'a mut [Self]) {
+                $weights
+            }
+
+            #[cfg(feature = "cuda")]
+            fn view(view: CudaView<'_, Self>) -> View<'_> {
+                View::$dtype(view)
+            }
+
+            #[cfg(feature = "cuda")]
+            fn view_mut(view: CudaViewMut<'_, Self>) -> ViewMut<'_> {
+                ViewMut::$dtype(view)
+            }
+        }
+    };
+}
+
+float!(f32, F32, |x| x, x, |param, _master| (param, &mut []));
+float!(f16, F16, |x| f16_to_f32(x.to_bits().into()), Self::from_bits(low_half(f32_to_f16_rn(x))), |p, master| (
+    master, p
+));
+float!(bf16, BF16, |x| bf16_to_f32(x.to_bits().into()), Self::from_bits(low_half(f32_to_bf16_rn(x))), |p, master| (
+    master, p
+));
+
+#[expect(clippy::cast_possible_truncation, reason = "the upper half is 0")]
+#[expect(clippy::inline_always, reason = "a call would leave the caller's target features")]
+#[inline(always)]
+fn low_half(bits: u32) -> u16 {
+    bits as u16
+}
+
+/// A run of elements somewhere in memory, borrowed for as long as the place says.
+#[derive(Debug)]
+pub(crate) struct Elements<P> {
+    pub(crate) place: P,
+    pub(crate) dtype: Dtype,
+    pub(crate) len: usize,
+}
+
+/// Where a parameter lies.
+#[derive(Debug)]
+pub(crate) enum PlaceMut<'a> {
+    Host(u64, PhantomData<&'a mut [u8]>),
+    Raw(u64),
+    #[cfg(feature = "cuda")]
+    Cuda(ViewMut<'a>),
+}
+
+/// Where a gradient lies.
+#[derive(Debug)]
+pub(crate) enum Place<'a> {
+    Host(u64, PhantomData<&'a [u8]>),
+    Raw(u64),
+    #[cfg(feature = "cuda")]
+    Cuda(View<'a>),
+}
+
+/// A parameter: `&mut` of a slice, array or `Vec` on the CPU, of a `CudaSlice` or a `CudaViewMut` on a GPU; made by
+/// [`Into`].
+///
+/// ```
+/// let mut weights = vec![half::bf16::ONE; 8];
+/// let param = fused_adamw::Param::from(&mut weights);
+/// ```
+#[derive(Debug)]
+pub struct Param<'a>(pub(crate) Elements<PlaceMut<'a>>);
+
+/// A gradient, or none: `&` of a slice, array or `Vec` on the CPU, of a `CudaSlice` or a `CudaView` on a GPU, or an
+/// `Option` of one of them; made by [`Into`].
+///
+/// ```
+/// let grad = fused_adamw::Grad::from(&[0.5_f32; 8]);
+/// let none = fused_adamw::Grad::from(None::<&[f32]>);
+/// ```
+#[derive(Debug)]
+pub struct Grad<'a>(pub(crate) Option<Elements<Place<'a>>>);
+
+impl<'a, T: Float> From<&'a mut [T]> for Param<'a> {
+    fn from(slice: &'a mut [T]) -> Self {
+        let place = PlaceMut::Host(slice.as_mut_ptr().expose_provenance() as u64, PhantomData);
+        Self(Elements { place, dtype: T::DTYPE, len: slice.len() })
+    }
+}
+
+impl<'a, T: Float> From<&'a [T]> for Grad<'a> {
+    fn from(slice: &'a [T]) -> Self {
+        let place = Place::Host(slice.as_ptr().expose_provenance() as u64, PhantomData);
+        Self(Some(Elements { place, dtype: T::DTYPE, len: slice.len() }))
+    }
+}
+
+impl<'a, T: Float> From<&'a mut Vec<T>> for Param<'a> {
+    fn from(vec: &'a mut Vec<T>) -> Self {
+        vec.as_mut_slice().into()
+    }
+}
+
+impl<'a, T: Float> From<&'a Vec<T>> for Grad<'a> {
+    fn from(vec: &'a Vec<T>) -> Self {
+        vec.as_slice().into()
+    }
+}
+
+impl<'a, T: Float, const N: usize> From<&'a mut [T; N]> for Param<'a> {
+    fn from(array: &'a mut [T; N]) -> Self {
+        array.as_mut_slice().into()
+    }
+}
+
+impl<'a, T: Float, const N: usize> From<&'a [T; N]> for Grad<'a> {
+    fn from(array: &'a [T; N]) -> Self {
+        array.as_slice().into()
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<'a, T: Float> From<CudaViewMut<'a, T>> for Param<'a> {
+    fn from(view: CudaViewMut<'a, T>) -> Self {
+        let len = view.len();
+        Self(Elements { place: PlaceMut::Cuda(T::view_mut(view)), dtype: T::DTYPE, len })
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<'a, T: Float> From<CudaView<'a, T>> for Grad<'a> {
+    fn from(view: CudaView<'a, T>) -> Self {
+        let len = view.len();
+        Self(Some(Elements { place: Place::Cuda(T::view(view)), dtype: T::DTYPE, len }))
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<'a, T: Float> From<&'a mut CudaSlice<T>> for Param<'a> {
+    fn from(slice: &'a mut CudaSlice<T>) -> Self {
+        slice.as_view_mut().into()
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<'a, T: Float> From<&'a CudaSlice<T>> for Grad<'a> {
+    fn from(slice: &'a CudaSlice<T>) -> Self {
+        slice.as_view().into()
+    }
+}
+
+impl<'a, G: Into<Grad<'a>>> From<Option<G>> for Grad<'a> {
+    fn from(grad: Option<G>) -> Self {
+        grad.map_or(Self(None), Into::into)
+    }
+}
+
+/// A parameter and its gradient, borrowed until the step that takes them returns.
+///
+/// `(parameter, gradient)` and `(parameter, Option<gradient>)` convert into one, so that
+/// `params.iter_mut().zip(&grads)` is a list of pairs. The two may differ in dtype.
+///
+/// ```
+/// use fused_adamw::{AdamW, AdamWConfig, Device, Pair};
+/// use half::bf16;
+/// let (mut w, gw) = (vec![bf16::ONE; 6], vec![0.25_f32; 6]);
+/// let (mut b, gb) = ([1.0_f32; 2], [0.5_f32; 2]);
+/// let mut frozen = [1.0_f32; 3];
+/// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [6, 2, 3])?;
+/// opt.step([Pair::new(&mut w, &gw), Pair::new(&mut b, &gb), Pair::without_grad(&mut frozen)])?;
+/// assert!(b[0] < 1.0 && frozen == [1.0; 3]);
+/// # Ok::<(), fused_adamw::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Pair<'a> {
+    pub(crate) param: Param<'a>,
+    pub(crate) grad: Grad<'a>,
+}
+
+impl<'a> Pair<'a> {
+    /// A parameter and its gradient.
+    pub fn new(param: impl Into<Param<'a>>, grad: impl Into<Grad<'a>>) -> Self {
+        Self { param: param.into(), grad: grad.into() }
+    }
+
+    /// A parameter that has no gradient in this step: the tensor is left alone, and its own step count does not
+    /// move, as in PyTorch where `grad` is `None`.
+    pub fn without_grad(param: impl Into<Param<'a>>) -> Self {
+        Self { param: param.into(), grad: Grad(None) }
+    }
+
+    /// `len` elements at addresses of the optimizer's device: device addresses (`CUdeviceptr`) for a GPU, host
+    /// addresses for the CPU. For owners of device memory that cudarc does not know, such as cubecl.
+    ///
+    /// A null or misaligned address, and an overlap with another tensor of the step, are found by the step.
+    ///
+    /// ```
+    /// use fused_adamw::{AdamW, AdamWConfig, Device, Dtype, Pair};
+    /// let (mut p, g) = (vec![1.0_f32; 4], vec![1.0_f32; 4]);
+    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [4])?;
+    /// // SAFETY: four f32 each, alive, and nobody else uses them.
+    /// opt.step([unsafe { Pair::from_raw(p.as_mut_ptr() as u64, Dtype::F32, g.as_ptr() as u64, Dtype::F32, 4) }])?;
+    /// assert!(p[0] < 1.0);
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Safety
+    /// Both addresses are of `len` elements of their dtype in memory of the optimizer's device, the parameter's
+    /// writable. From the step's call until the work that it enqueues has finished (on a GPU: on the optimizer's
+    /// stream) they stay allocated, nobody else writes to either, and nobody else reads the parameter: no events
+    /// order other streams for them.
+    #[must_use]
+    pub unsafe fn from_raw(param: u64, param_dtype: Dtype, grad: u64, grad_dtype: Dtype, len: usize) -> Self {
+        Self {
+            param: Param(Elements { place: PlaceMut::Raw(param), dtype: param_dtype, len }),
+            grad: Grad(Some(Elements { place: Place::Raw(grad), dtype: grad_dtype, len })),
+        }
+    }
+}
+
+impl<'a, P: Into<Param<'a>>, G: Into<Grad<'a>>> From<(P, G)> for Pair<'a> {
+    fn from((param, grad): (P, G)) -> Self {
+        Self::new(param, grad)
+    }
+}

@@ -1,0 +1,272 @@
+//! The Rust and the CUDA text of the arithmetic are twins: the same lines, the same fields, the same bits. Twins that
+//! nobody compares drift.
+//!
+//! Bits need a C++ compiler (`$CXX`, c++, g++ or clang++); without one those tests say that they skip, and
+//! `FUSED_ADAMW_REQUIRE_CXX=1` makes that a failure.
+
+use crate::rounding::{bf16_to_f32, f16_to_f32, f32_to_bf16_rn, f32_to_f16_rn};
+use crate::scalars::step_scalars;
+use crate::table::{Element, Hyper, StepScalars, step_flags};
+use crate::update::update;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const TABLE: [&str; 2] = [include_str!("table.rs"), include_str!("../cuda/table.cuh")];
+const ROUNDING: [&str; 2] = [include_str!("rounding.rs"), include_str!("../cuda/rounding.cuh")];
+const SCALARS: [&str; 2] = [include_str!("scalars.rs"), include_str!("../cuda/scalars.cuh")];
+const UPDATE: [&str; 2] = [include_str!("update.rs"), include_str!("../cuda/update.cuh")];
+
+/// The lines between `// twin: NAME {` and `// } twin`, without their indentation.
+fn twin<'a>(source: &'a str, name: &str) -> Vec<&'a str> {
+    let start = format!("// twin: {name} {{");
+    let lines = source.lines().map(str::trim);
+    lines.skip_while(|line| *line != start).skip(1).take_while(|line| *line != "// } twin").collect()
+}
+
+/// A line of CUDA C++ as Rust writes it: declarations, constants, and suffixes of numbers.
+fn as_rust(line: &str) -> String {
+    let declared = ["f32", "f64", "u32", "u64", "bool"].iter().fold(line.to_owned(), |line, ty| {
+        let fresh = line.strip_prefix(&format!("const {ty} ")).map(|rest| format!("let {rest}"));
+        let changing = || line.strip_prefix(&format!("{ty} ")).map(|rest| format!("let mut {rest}"));
+        fresh.or_else(changing).unwrap_or_else(|| line.clone())
+    });
+    let constant = declared.strip_prefix("constexpr ").and_then(|rest| rest.split_once(' '));
+    let declared = match constant.and_then(|(ty, rest)| Some((ty, rest.split_once(" = ")?))) {
+        Some((ty, (name, value))) => format!("pub(crate) const {name}: {ty} = {value}"),
+        None => declared,
+    };
+    without_suffixes(&declared)
+}
+
+/// `0x7fu` and `0.5f` without their last letter.
+fn without_suffixes(line: &str) -> String {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
+    line.split_inclusive(|c| !is_word(c)).map(without_suffix).collect()
+}
+
+fn without_suffix(piece: &str) -> String {
+    let word = piece.trim_end_matches(|c: char| !c.is_alphanumeric());
+    let is_number = word.starts_with(|c: char| c.is_ascii_digit());
+    let short = if is_number && (word.ends_with('u') || word.ends_with('f') && !word.starts_with("0x")) {
+        &word[..word.len() - 1]
+    } else {
+        word
+    };
+    format!("{short}{}", &piece[word.len()..])
+}
+
+fn assert_same_text([rust, cuda]: [&str; 2], name: &str, lines: usize) {
+    let rust = twin(rust, name);
+    let cuda: Vec<String> = twin(cuda, name).into_iter().map(as_rust).collect();
+    assert_eq!(rust, cuda, "{name}");
+    assert!(rust.len() >= lines, "the marks of {name} enclose its whole body: {rust:?}");
+}
+
+#[test]
+fn the_bodies_are_the_same_text_comments_included() {
+    assert_same_text(UPDATE, "update", 18);
+    assert_same_text(SCALARS, "pow_rn64", 9);
+    assert_same_text(SCALARS, "step_scalars", 14);
+    let functions = ["canonical", "max_nan", "bf16_to_f32", "f32_to_bf16_rn", "f16_to_f32", "f32_to_f16_rn"];
+    functions.into_iter().for_each(|name| assert_same_text(ROUNDING, name, 1));
+}
+
+#[test]
+fn the_constants_are_the_same() {
+    assert_same_text(TABLE, "dtypes", 3);
+    assert_same_text(TABLE, "row flags", 4);
+    assert_same_text(TABLE, "step flags", 5);
+    let value = |source: &str, before: &str| {
+        let line = source.lines().find_map(|line| line.trim().strip_prefix(before)).unwrap();
+        line.trim_end_matches(';').to_owned()
+    };
+    let inline = value(TABLE[0], "pub(crate) const INLINE_SCALARS: usize = ");
+    assert_eq!(inline, value(TABLE[1], "constexpr u32 INLINE_SCALARS = "));
+    let block = value(include_str!("cuda.rs"), "const BLOCK: u32 = ");
+    assert_eq!(block, value(include_str!("../cuda/adamw.cu"), "constexpr u32 BLOCK = "));
+}
+
+/// `name type` of every field of a struct.
+fn fields(source: &str, of: &str, parse: fn(&str) -> Option<String>) -> Vec<String> {
+    let body = source.split_once(&format!("struct {of} {{")).unwrap().1;
+    body.lines().take_while(|line| !line.starts_with('}')).filter_map(|line| parse(line.trim())).collect()
+}
+
+fn rust_field(line: &str) -> Option<String> {
+    let (name, ty) = line.strip_prefix("pub(crate) ")?.strip_suffix(',')?.split_once(": ")?;
+    Some(format!("{name} {ty}"))
+}
+
+fn cuda_field(line: &str) -> Option<String> {
+    let (ty, name) = line.strip_suffix(';')?.split_once(' ')?;
+    Some(format!("{name} {ty}"))
+}
+
+#[test]
+fn the_structs_have_the_same_fields_in_the_same_order() {
+    for (name, count) in [("TensorRow", 11), ("Chunk", 3), ("Hyper", 6), ("StepScalars", 9), ("Element", 4)] {
+        let rust = fields(TABLE[0], name, rust_field);
+        assert_eq!(rust, fields(TABLE[1], name, cuda_field), "{name}");
+        assert_eq!(rust.len(), count, "{name}: {rust:?}");
+    }
+}
+
+/// A C++ compiler, or `None` after saying so.
+fn cxx() -> Option<String> {
+    let named = std::env::var("CXX").ok();
+    let works = |cxx: &String| Command::new(cxx).arg("--version").output().is_ok_and(|out| out.status.success());
+    let found = named.into_iter().chain(["c++", "g++", "clang++"].map(String::from)).find(works);
+    if found.is_none() {
+        assert!(std::env::var_os("FUSED_ADAMW_REQUIRE_CXX").is_none(), "no C++ compiler");
+        eprintln!("SKIPPED: the bits of the .cuh files are not compared, there is no C++ compiler");
+    }
+    found
+}
+
+/// The program `source`, compiled with `cuda/` among its headers.
+fn compiled(name: &str, source: &str) -> Option<PathBuf> {
+    let cxx = cxx()?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = std::env::temp_dir().join(format!("fused-adamw-{name}-{}", std::process::id()));
+    let mut compiler = Command::new(cxx)
+        .args(["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wno-unused-function", "-x", "c++", "-", "-o"])
+        .arg(&program)
+        .arg("-I")
+        .arg(root.join("cuda"))
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    compiler.stdin.take().unwrap().write_all(source.as_bytes()).unwrap();
+    assert!(compiler.wait().unwrap().success(), "{name} does not compile");
+    Some(program)
+}
+
+/// What the program makes of `input`; the program is removed.
+fn run(program: &Path, input: Vec<u8>) -> Vec<u8> {
+    let mut child = Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    std::fs::remove_file(program).unwrap();
+    assert!(output.status.success());
+    output.stdout
+}
+
+/// A program that reads `input` records, and for each runs `body` and writes `output`.
+fn filter(headers: &str, input: &str, body: &str, output: &str) -> String {
+    format!(
+        "{headers}\n#include <cstdio>\nint main() {{ {input} in; while (fread(&in, sizeof in, 1, stdin) == 1) {{\n\
+         {body}\nfwrite(&{output}, sizeof {output}, 1, stdout); }} }}\n"
+    )
+}
+
+fn le(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn words(bytes: &[u8]) -> Vec<u32> {
+    bytes.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect()
+}
+
+/// Half of any bit pattern (subnormals, infinities, NaN), half of a size that meets in practice.
+fn any_f32(random: &mut StdRng) -> f32 {
+    let any = f32::from_bits(random.random());
+    if random.random() { any } else { random.random_range(-2.0_f32..2.0) * 2.0_f32.powi(random.random_range(-40..10)) }
+}
+
+fn any_hyper(random: &mut StdRng) -> Hyper {
+    let beta = |random: &mut StdRng| [0.0, 0.3, 0.5, 0.9, 0.95, 0.999, 0.999_999][random.random_range(0..7)];
+    Hyper {
+        lr: 10.0_f64.powf(random.random_range(-6.0..0.0)),
+        beta1: beta(random),
+        beta2: beta(random),
+        eps: [0.0, 1e-15, 1e-8, 1e-3][random.random_range(0..4)],
+        weight_decay: [0.0, 1e-2, 0.3][random.random_range(0..3)],
+        flags: random.random_range(0..8),
+    }
+}
+
+fn hyper_words(h: &Hyper) -> Vec<u32> {
+    let halves = |x: f64| [(x.to_bits() & 0xffff_ffff) as u32, (x.to_bits() >> 32) as u32];
+    let numbers = [h.lr, h.beta1, h.beta2, h.eps, h.weight_decay];
+    numbers.into_iter().flat_map(halves).chain([h.flags, 0]).collect()
+}
+
+fn scalar_words(s: &StepScalars) -> Vec<u32> {
+    let numbers =
+        [s.grad_scale, s.weight_decay, s.lerp1, s.lerp2, s.inv_sqrt_bias_correction2, s.eps, s.decay, s.step_size];
+    numbers.into_iter().map(f32::to_bits).chain([s.flags]).collect()
+}
+
+#[test]
+fn step_scalars_has_the_same_bits_in_cpp() {
+    let source = filter(
+        "#include \"scalars.cuh\"",
+        "struct { Hyper h; u64 t; f64 grad_scale; }",
+        "const StepScalars s = step_scalars(in.h, in.t, in.grad_scale);",
+        "s",
+    );
+    let Some(program) = compiled("scalars", &source) else { return };
+    let mut random = StdRng::seed_from_u64(1);
+    let (mut input, mut wanted) = (Vec::new(), Vec::new());
+    for i in 0..100_000_u64 {
+        let (h, grad_scale) = (any_hyper(&mut random), random.random_range(0.0..4.0_f64));
+        let t = if i % 2 == 0 { 1 + i / 2 } else { random.random::<u64>() >> random.random_range(0..64) };
+        input.extend(hyper_words(&h));
+        input.extend([t, grad_scale.to_bits()].iter().flat_map(|x| [(x & 0xffff_ffff) as u32, (x >> 32) as u32]));
+        wanted.extend(scalar_words(&step_scalars(&h, t, grad_scale)));
+    }
+    assert!(words(&run(&program, le(&input))) == wanted);
+}
+
+#[test]
+fn update_has_the_same_bits_in_cpp_over_a_million_elements() {
+    let source = filter(
+        "#include \"update.cuh\"",
+        "struct { StepScalars s; f32 g; Element e; }",
+        "update(in.s, in.g, in.e);",
+        "in.e",
+    );
+    let Some(program) = compiled("update", &source) else { return };
+    let mut random = StdRng::seed_from_u64(2);
+    let (mut input, mut wanted) = (Vec::new(), Vec::new());
+    let mut flags_seen = 0;
+    for i in 0..1_000_000_u64 {
+        let s = step_scalars(&any_hyper(&mut random), 1 + i % 1000, random.random_range(0.0..2.0));
+        let [g, p, m, v, vmax] = [(); 5].map(|()| any_f32(&mut random));
+        // Second moments are not negative; that they may be NaN or infinite is part of the test.
+        let mut e = Element { p, m, v: v.abs(), vmax: vmax.abs() };
+        input.extend(scalar_words(&s));
+        input.extend([g, e.p, e.m, e.v, e.vmax].map(f32::to_bits));
+        update(&s, g, &mut e);
+        wanted.extend([e.p, e.m, e.v, e.vmax].map(f32::to_bits));
+        flags_seen |= s.flags;
+    }
+    assert!(words(&run(&program, le(&input))) == wanted);
+    let all =
+        [step_flags::L2, step_flags::MAXIMIZE, step_flags::AMSGRAD, step_flags::SMALL_BETA1, step_flags::SMALL_BETA2];
+    assert_eq!(flags_seen, all.iter().sum());
+}
+
+#[test]
+fn the_16_bit_formats_have_the_same_bits_in_cpp() {
+    let source = filter(
+        "#include \"rounding.cuh\"",
+        "u32",
+        "const f32 x = from_bits(in); u32 out[4] = { f32_to_bf16_rn(x), f32_to_f16_rn(x), \
+         to_bits(bf16_to_f32(in & 0xffff)), to_bits(f16_to_f32(in & 0xffff)) };",
+        "out",
+    );
+    let Some(program) = compiled("rounding", &source) else { return };
+    let mut random = StdRng::seed_from_u64(3);
+    let every_half = (0..=u32::from(u16::MAX)).flat_map(|half| [half, half << 16 | 0x8000, half << 13 | 0x1000]);
+    let input: Vec<u32> = every_half.chain((0..1_000_000).map(|_| any_f32(&mut random).to_bits())).collect();
+    let wide = |bits: u32| [bf16_to_f32(bits & 0xffff), f16_to_f32(bits & 0xffff)].map(f32::to_bits);
+    let narrow = |bits: u32| [f32_to_bf16_rn(f32::from_bits(bits)), f32_to_f16_rn(f32::from_bits(bits))];
+    let wanted: Vec<u32> = input.iter().flat_map(|&bits| narrow(bits).into_iter().chain(wide(bits))).collect();
+    assert!(words(&run(&program, le(&input))) == wanted);
+}
