@@ -1,0 +1,122 @@
+//! Tensors where the optimizer wants them: on the host, or in a GPU's memory.
+
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+
+#[cfg(feature = "cuda")]
+use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, DriverError, ValidAsZeroBits};
+use fused_adamw::{Device, Dtype, Grad, Param};
+use half::{bf16, f16};
+
+use crate::values::Values;
+
+/// A tensor on a device, in one of the dtypes that the crate takes.
+#[derive(Debug)]
+pub(crate) enum Slot {
+    Host(Typed<Vec<f16>, Vec<bf16>, Vec<f32>>),
+    #[cfg(feature = "cuda")]
+    Cuda(Typed<CudaSlice<f16>, CudaSlice<bf16>, CudaSlice<f32>>, Arc<CudaStream>),
+}
+
+/// One of three owners of elements.
+#[derive(Clone, Debug)]
+pub(crate) enum Typed<A, B, C> {
+    F16(A),
+    Bf16(B),
+    F32(C),
+}
+
+impl Slot {
+    /// A copy of `values` on `device`, f64 rounded to f32.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, clippy::unnecessary_wraps, reason = "CUDA only"))]
+    pub(crate) fn upload(device: &Device, values: &Values) -> anyhow::Result<Self> {
+        let host = narrowed(values);
+        #[cfg(feature = "cuda")]
+        if let Some(stream) = device.stream() {
+            let typed = match &host {
+                Typed::F16(x) => Typed::F16(copy_up(stream, x)?),
+                Typed::Bf16(x) => Typed::Bf16(copy_up(stream, x)?),
+                Typed::F32(x) => Typed::F32(copy_up(stream, x)?),
+            };
+            return Ok(Self::Cuda(typed, stream.clone()));
+        }
+        Ok(Self::Host(host))
+    }
+
+    #[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "copies from a GPU can fail"))]
+    pub(crate) fn download(self) -> anyhow::Result<Values> {
+        Ok(match self {
+            Self::Host(Typed::F16(x)) => Values::F16(x),
+            Self::Host(Typed::Bf16(x)) => Values::Bf16(x),
+            Self::Host(Typed::F32(x)) => Values::F32(x),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(Typed::F16(x), stream) => Values::F16(stream.clone_dtoh(&x)?),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(Typed::Bf16(x), stream) => Values::Bf16(stream.clone_dtoh(&x)?),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(Typed::F32(x), stream) => Values::F32(stream.clone_dtoh(&x)?),
+        })
+    }
+
+    pub(crate) fn dtype(&self) -> Dtype {
+        match self {
+            Self::Host(typed) => typed.dtype(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(typed, _) => typed.dtype(),
+        }
+    }
+
+    pub(crate) fn param(&mut self) -> Param<'_> {
+        match self {
+            Self::Host(Typed::F16(x)) => x.into(),
+            Self::Host(Typed::Bf16(x)) => x.into(),
+            Self::Host(Typed::F32(x)) => x.into(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(Typed::F16(x), _) => x.into(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(Typed::Bf16(x), _) => x.into(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(Typed::F32(x), _) => x.into(),
+        }
+    }
+
+    pub(crate) fn grad(&self) -> Grad<'_> {
+        match self {
+            Self::Host(Typed::F16(x)) => x.into(),
+            Self::Host(Typed::Bf16(x)) => x.into(),
+            Self::Host(Typed::F32(x)) => x.into(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(Typed::F16(x), _) => x.into(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(Typed::Bf16(x), _) => x.into(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(Typed::F32(x), _) => x.into(),
+        }
+    }
+}
+
+impl<A, B, C> Typed<A, B, C> {
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::F16(_) => Dtype::F16,
+            Self::Bf16(_) => Dtype::BF16,
+            Self::F32(_) => Dtype::F32,
+        }
+    }
+}
+
+fn narrowed(values: &Values) -> Typed<Vec<f16>, Vec<bf16>, Vec<f32>> {
+    match values {
+        Values::F16(x) => Typed::F16(x.clone()),
+        Values::Bf16(x) => Typed::Bf16(x.clone()),
+        Values::F32(x) => Typed::F32(x.clone()),
+        #[expect(clippy::cast_possible_truncation, reason = "the rounding is the purpose; `bound.rs` counts it")]
+        Values::F64(x) => Typed::F32(x.iter().map(|&x| x as f32).collect()),
+    }
+}
+
+/// The driver refuses to allocate or copy 0 bytes: an empty tensor is an empty slice.
+#[cfg(feature = "cuda")]
+fn copy_up<T: DeviceRepr + ValidAsZeroBits>(stream: &Arc<CudaStream>, host: &[T]) -> Result<CudaSlice<T>, DriverError> {
+    if host.is_empty() { stream.null() } else { stream.clone_htod(host) }
+}
