@@ -50,6 +50,7 @@ pub(crate) struct Slot {
 /// Hands out slots of an arena that is yet to be allocated.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
+    pub(crate) arena: usize,
     pub(crate) len: usize,
 }
 
@@ -60,11 +61,20 @@ pub(crate) const PHASES: usize = 8;
 
 impl Layout {
     /// Room for a tensor of `len` elements, at most 2^40 in all.
-    pub(crate) fn slot(&mut self, arena: usize, len: usize) -> Slot {
+    pub(crate) fn slot(&mut self, len: usize) -> Slot {
         let offset = self.len;
         if len > 0 {
             self.len += (len + PHASES - 1).next_multiple_of(SLOT_ALIGN);
         }
-        Slot { arena, offset }
+        Slot { arena: self.arena, offset }
+    }
+
+    /// The next slots begin a section of their own: at another place of the page than those of the section before.
+    /// A processor takes a load for one of what was just stored at the same offset of another page, and waits; with
+    /// m and v a page less 64 bytes apart, 10,000 tensors of 1,000 elements took a quarter longer.
+    pub(crate) fn section(&mut self) {
+        const PAGE: usize = 4096 / 4;
+        const APART: usize = 21 * SLOT_ALIGN; // a third of a page, for three sections
+        self.len = self.len.next_multiple_of(PAGE) + if self.len > 0 { APART } else { 0 };
     }
 }

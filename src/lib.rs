@@ -1,4 +1,65 @@
-#![doc = include_str!("../README.md")]
+//! AdamW over a whole list of tensors in one call: one CUDA launch a step, and the same bits on the CPU.
+//!
+//! ```
+//! use fused_adamw::{AdamW, AdamWConfig, Device};
+//!
+//! let mut params = vec![vec![1.0_f32; 768 * 64], vec![0.0; 64]];
+//! let grads = vec![vec![0.01_f32; 768 * 64], vec![0.02; 64]];
+//!
+//! let device = Device::best(); // a GPU if one works, else the CPU; printing it says which and why
+//! # let device = Device::cpu();
+//! let config = AdamWConfig { lr: 3e-4, betas: (0.9, 0.95), weight_decay: 0.1, ..Default::default() };
+//! let mut opt = AdamW::new(&device, config, params.iter().map(Vec::len))?;
+//! opt.step(params.iter_mut().zip(&grads))?;
+//! # Ok::<(), fused_adamw::Error>(())
+//! ```
+//!
+//! # What a step computes
+//!
+//! For every element, with the parameter `p`, its gradient `g`, the moments `m` and `v`, and `t` the number of steps
+//! applied to its tensor, this one included:
+//!
+//! ```text
+//!     g ← g · grad_scale                         (−g to maximize)
+//! (0) g ← g + λ·p                                Adam only: weight decay as L2
+//! (1) m ← m + (1 − β1)·(g − m)
+//! (2) v ← v + (1 − β2)·(g² − v)                  AMSGrad: (3) takes the largest v so far
+//! (3) d = √v · 1/√(1 − β2^t) + ε                 ε outside the root
+//! (4) p ← p − lr·λ·p                             AdamW only: decoupled weight decay, of the old p
+//! (5) p ← p − lr/(1 − β1^t) · m / d
+//! ```
+//!
+//! in f32, each operation rounded once to nearest, in an order that is part of the contract: README, "Conventions",
+//! says it with every rounding, and where it differs from PyTorch and the papers.
+//!
+//! # The house, in the order in which data flows
+//!
+//! | file | what it does | twin |
+//! | --- | --- | --- |
+//! | `config.rs` | hyper-parameters in f64, groups, tensors to register: ranges and defaults | |
+//! | `tensor.rs` | what the user hands over: pairs of parameter and gradient, types erased | |
+//! | `plan.rs` | lengths to chunks: pure data | |
+//! | `rows.rs`, `overlap.rs` | a step's pairs to rows of a table: every check | |
+//! | `table.rs` | the structs that cross to the device | `cuda/table.cuh` |
+//! | `scalars.rs` | hyper-parameters and `t` to the f32 numbers an element needs | `cuda/scalars.cuh` |
+//! | `rounding.rs` | operations named by their rounding; bf16 and f16 | `cuda/rounding.cuh` |
+//! | `update.rs` | **one element**, equations (0) to (5): the oracle | `cuda/update.cuh` |
+//! | `cpu.rs`, `simd.rs` | walks the plan on the CPU | beside `cuda/adamw.cu`, `cuda/vec.cuh` |
+//! | `cuda.rs`, `cuda_view.rs` | loads the PTX, uploads what changed, launches | beside `cuda/adamw.cu` |
+//! | `optimizer.rs` | the public [`AdamW`]: check, describe, launch, count | |
+//! | `device.rs`, `arena.rs`, `error.rs` | where a step runs, the optimizer's own memory, what can go wrong | |
+//!
+//! Twins are the same text; `twins.rs` compares text, fields and bits.
+//!
+//! # Features
+//!
+//! `cuda` (default): NVIDIA GPUs through cudarc. Neither building nor running it needs a toolkit or a driver; without
+//! a driver [`Device::best`] is the CPU. Without the feature the crate is CPU only.
+//!
+//! # Panics
+//!
+//! No function of this crate panics, whatever it is given.
+
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(target_pointer_width = "64"))]
@@ -45,3 +106,8 @@ pub const PTX: &str = cuda::PTX;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub const PTX_COMMITTED: &str = cuda::PTX_COMMITTED;
+
+/// The README's examples, as tests.
+#[cfg(all(doctest, feature = "cuda"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

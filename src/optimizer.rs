@@ -1,6 +1,6 @@
 //! The public optimizer: check, plan, launch, count. The counts move last.
 
-use crate::arena::{Arena, Layout};
+use crate::arena::{Arena, Layout, Slot};
 use crate::config::{AdamWConfig, StepOptions, TensorSpec};
 use crate::cpu;
 use crate::device::{Device, Guards, Kind};
@@ -147,8 +147,7 @@ impl AdamW {
         groups.iter().enumerate().try_for_each(|(i, config)| config.check(i))?;
         let specs: Vec<TensorSpec> = tensors.into_iter().map(Into::into).collect();
         let lens = check_specs(&specs, groups.len())?;
-        let mut layout = Layout::default();
-        let tensors = specs.iter().enumerate().map(|(i, spec)| lay_out(spec, i, groups, &mut layout)).collect();
+        let (tensors, layout) = lay_out(&specs, groups);
         Ok(Self {
             arenas: vec![device.alloc(layout.len)?],
             engine: Engine::new(device, lens)?,
@@ -239,10 +238,10 @@ impl AdamW {
     /// Memory for the masters of 16-bit parameters that have none: one more arena.
     fn add_masters(&mut self, pairs: &[Pair<'_>]) -> Result<()> {
         let narrow = |pair: &Pair<'_>| pair.param.0.dtype != Dtype::F32 && pair.grad.0.is_some();
-        let (arena, mut layout) = (self.arenas.len(), Layout::default());
+        let mut layout = Layout { arena: self.arenas.len(), len: 0 };
         let lacking = self.tensors.iter().zip(pairs).map(|(tensor, pair)| tensor.master.is_none() && narrow(pair));
         let slots = lacking.zip(&self.tensors).enumerate().filter(|(_, (lacks, _))| *lacks);
-        let slots: Vec<_> = slots.map(|(i, (_, tensor))| (i, layout.slot(arena, tensor.len))).collect();
+        let slots: Vec<_> = slots.map(|(i, (_, tensor))| (i, layout.slot(tensor.len))).collect();
         if !slots.is_empty() {
             self.arenas.push(self.device.alloc(layout.len)?);
         }
@@ -285,7 +284,7 @@ impl AdamW {
     /// [`Error::TensorIndex`]; on a GPU [`Error::Driver`].
     pub fn state(&self, index: usize) -> Result<TensorState> {
         let tensor = self.tensor(index)?;
-        let read = |slot: crate::arena::Slot| self.arenas[slot.arena].read(slot.offset + tensor.phase, tensor.len);
+        let read = |slot: Slot| self.arenas[slot.arena].read(slot.offset + tensor.phase, tensor.len);
         let has_master = tensor.step > 0 && tensor.dtype != Some(Dtype::F32);
         Ok(TensorState {
             step: tensor.step,
@@ -386,20 +385,30 @@ fn check_specs(specs: &[TensorSpec], groups: usize) -> Result<Vec<u64>> {
     }
 }
 
-/// A tensor with its slots in the first arena; the master's too, if its dtype is known.
-fn lay_out(spec: &TensorSpec, index: usize, groups: &[AdamWConfig], layout: &mut Layout) -> Tensor {
-    let mut slot = || layout.slot(0, spec.len);
-    Tensor {
-        id: spec.id(index),
+/// The tensors with their slots in the first arena: all m, all v, and vmax and masters as far as they are known to be
+/// needed.
+fn lay_out(specs: &[TensorSpec], groups: &[AdamWConfig]) -> (Vec<Tensor>, Layout) {
+    let amsgrad = |spec: &TensorSpec| groups[spec.group].amsgrad;
+    let narrow = |spec: &TensorSpec| spec.dtype.is_some_and(|dtype| dtype != Dtype::F32);
+    let mut layout = Layout::default();
+    let mut section = |needed: &dyn Fn(&TensorSpec) -> bool| -> Vec<Slot> {
+        layout.section();
+        specs.iter().map(|spec| layout.slot(if needed(spec) { spec.len } else { 0 })).collect()
+    };
+    let (m, v) = (section(&|_| true), section(&|_| true));
+    let (vmax, master) = (section(&amsgrad), section(&narrow));
+    let tensor = |(i, spec): (usize, &TensorSpec)| Tensor {
+        id: spec.id(i),
         len: spec.len,
         group: spec.group,
         dtype: spec.dtype,
         step: 0,
-        m: slot(),
-        v: slot(),
-        vmax: groups[spec.group].amsgrad.then(&mut slot),
-        master: spec.dtype.filter(|dtype| *dtype != Dtype::F32).map(|_| slot()),
+        m: m[i],
+        v: v[i],
+        vmax: amsgrad(spec).then_some(vmax[i]),
+        master: narrow(spec).then_some(master[i]),
         init_master: true,
         phase: 0,
-    }
+    };
+    (specs.iter().enumerate().map(tensor).collect(), layout)
 }
