@@ -208,3 +208,38 @@ fn walk<P: Float, G: Float, const AMSGRAD: bool>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Plan;
+    use crate::scalars::step_scalars;
+    use crate::table::Hyper;
+
+    /// p, m, v of a tensor of `len` after a step in chunks of `chunk_len`.
+    fn stepped(len: usize, chunk_len: u32, simd: Simd) -> [Vec<u32>; 3] {
+        let value = |i: usize| (i * 37 % 101) as f32 / 50.0 - 1.0;
+        let mut arrays: [Vec<f32>; 3] =
+            [1.0, 0.1, 0.01].map(|scale| (0..len).map(|i| scale * value(i).abs()).collect());
+        let grad: Vec<f32> = (0..len).map(|i| value(i + 7)).collect();
+        let [p, m, v] = arrays.each_mut().map(|array| array.as_mut_ptr().expose_provenance() as u64);
+        let grad = grad.as_ptr().expose_provenance() as u64;
+        let row = TensorRow { param: p, grad, m, v, flags: row_flags::HAS_GRAD, ..TensorRow::default() };
+        let hyper = Hyper { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-2, flags: 0 };
+        let chunks: Vec<Chunk> = Plan::new(vec![len as u64], chunk_len).chunks().collect();
+        // SAFETY: four arrays of `len` f32 each that nobody else uses, and the plan's chunks of such a tensor.
+        unsafe { run(simd, &chunks, &[row], &[step_scalars(&hyper, 3, 1.0)]) };
+        arrays.map(|array| array.into_iter().map(f32::to_bits).collect())
+    }
+
+    // The longest takes the path of many threads.
+    #[test]
+    fn the_chunk_length_changes_no_bit() {
+        for len in [1, 7, 64, 1000, 200_000] {
+            let whole = stepped(len, 1 << 20, Simd::Portable);
+            for chunk_len in [8, 16, 1024, CHUNK_LEN] {
+                assert_eq!(stepped(len, chunk_len, Simd::best()), whole, "{len} elements in chunks of {chunk_len}");
+            }
+        }
+    }
+}

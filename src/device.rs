@@ -50,6 +50,12 @@ impl Device {
 
     /// The CPU with an instruction set of choice: for tests and measurements, the bits do not differ.
     ///
+    /// ```
+    /// use fused_adamw::{Device, Simd};
+    /// println!("{}", Device::cpu_with(Simd::Portable)?); // CPU (portable code, 2 threads)
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Simd`](crate::Error::Simd) where this processor lacks it.
     pub fn cpu_with(simd: Simd) -> Result<Self> {
@@ -58,6 +64,11 @@ impl Device {
 
     /// A GPU if one works ([`Device::cuda_at`]`(0)`), else the CPU. Its `Display` says
     /// which it is and why.
+    ///
+    /// ```
+    /// let device = fused_adamw::Device::best();
+    /// println!("{device}");
+    /// ```
     #[must_use]
     pub fn best() -> Self {
         #[cfg(feature = "cuda")]

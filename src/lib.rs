@@ -38,6 +38,7 @@
 //! | --- | --- | --- |
 //! | `config.rs` | hyper-parameters in f64, groups, tensors to register: ranges and defaults | |
 //! | `tensor.rs` | what the user hands over: pairs of parameter and gradient, types erased | |
+//! | `register.rs`, `arena.rs` | the tensors as registered, and where their state lies | |
 //! | `plan.rs` | lengths to chunks: pure data | |
 //! | `rows.rs`, `overlap.rs` | a step's pairs to rows of a table: every check | |
 //! | `table.rs` | the structs that cross to the device | `cuda/table.cuh` |
@@ -46,8 +47,9 @@
 //! | `update.rs` | **one element**, equations (0) to (5): the oracle | `cuda/update.cuh` |
 //! | `cpu.rs`, `simd.rs` | walks the plan on the CPU | beside `cuda/adamw.cu`, `cuda/vec.cuh` |
 //! | `cuda.rs`, `cuda_view.rs` | loads the PTX, uploads what changed, launches | beside `cuda/adamw.cu` |
+//! | `device.rs`, `engine.rs` | where a step runs; the plan and the device that walks it | |
 //! | `optimizer.rs` | the public [`AdamW`]: check, describe, launch, count | |
-//! | `device.rs`, `arena.rs`, `error.rs` | where a step runs, the optimizer's own memory, what can go wrong | |
+//! | `error.rs` | what can go wrong | |
 //!
 //! Twins are the same text; `twins.rs` compares text, fields and bits.
 //!
@@ -73,10 +75,12 @@ mod cuda;
 #[cfg(feature = "cuda")]
 mod cuda_view;
 mod device;
+mod engine;
 mod error;
 mod optimizer;
 mod overlap;
 mod plan;
+mod register;
 mod rounding;
 mod rows;
 mod scalars;

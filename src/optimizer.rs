@@ -2,18 +2,14 @@
 
 use crate::arena::{Arena, Layout, Slot};
 use crate::config::{AdamWConfig, StepOptions, TensorSpec};
-use crate::cpu;
-use crate::device::{Device, Guards, Kind};
+use crate::device::{Device, Guards};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::overlap;
-use crate::plan::{MAX_ELEMENTS, Plan, first_too_many};
-use crate::rows::{Scalars, Tensor};
-use crate::simd::Simd;
-use crate::table::{Chunk, StepScalars, TensorRow, row_flags};
+use crate::register::{Tensor, check_specs, lay_out};
+use crate::rows::Scalars;
+use crate::table::{StepScalars, TensorRow, row_flags};
 use crate::tensor::{Dtype, Pair};
-
-#[cfg(feature = "cuda")]
-use crate::{cuda::Launcher, plan::gpu_chunk_len};
 
 /// AdamW over a list of tensors: registered once by their lengths, stepped all together by one call.
 ///
@@ -47,44 +43,6 @@ pub struct AdamW {
     engine: Engine,
 }
 
-/// What walks the plan.
-#[derive(Debug)]
-enum Engine {
-    Cpu(Simd, Vec<Chunk>),
-    #[cfg(feature = "cuda")]
-    Cuda(Box<Launcher>),
-}
-
-impl Engine {
-    fn new(device: &Device, lens: Vec<u64>) -> Result<Self> {
-        match &device.0 {
-            Kind::Cpu(simd, _) => Ok(Self::Cpu(*simd, Plan::new(lens, cpu::CHUNK_LEN).chunks().collect())),
-            #[cfg(feature = "cuda")]
-            Kind::Cuda(device) => {
-                let (tensors, elements) = (lens.len(), lens.iter().sum());
-                let plan = Plan::new(lens, gpu_chunk_len(elements, device.multiprocessors));
-                let chunks: Vec<Chunk> = plan.chunks().collect();
-                Ok(Self::Cuda(Box::new(Launcher::new(device, &chunks, tensors)?)))
-            }
-        }
-    }
-
-    /// # Safety
-    /// As for [`cpu::run`]; on a GPU as for [`Launcher::run`].
-    unsafe fn run(&mut self, rows: &[TensorRow], scalars: &[StepScalars]) -> Result<()> {
-        match self {
-            Self::Cpu(simd, chunks) => {
-                // SAFETY: the caller's promise; a `Simd` in a device is available.
-                unsafe { cpu::run(*simd, chunks, rows, scalars) };
-                Ok(())
-            }
-            #[cfg(feature = "cuda")]
-            // SAFETY: the caller's promise.
-            Self::Cuda(launcher) => unsafe { launcher.run(rows, scalars) },
-        }
-    }
-}
-
 /// A copy of one tensor's state, read by [`AdamW::state`]. Lengths are the tensor's.
 ///
 /// ```
@@ -113,6 +71,13 @@ pub struct TensorState {
 impl AdamW {
     /// One parameter group. `tensors` are lengths in elements, or [`TensorSpec`]s; a length may be 0. Allocates and
     /// zeroes the moments.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device, TensorSpec};
+    /// let by_length = AdamW::new(&Device::cpu(), AdamWConfig::default(), [768 * 768, 768, 0])?;
+    /// let by_name = AdamW::new(&Device::cpu(), AdamWConfig::default(), [TensorSpec::new(768).named("bias")])?;
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Config`] for a hyper-parameter out of its range, [`Error::GroupIndex`] for a group other than 0,
@@ -280,6 +245,14 @@ impl AdamW {
 
     /// A copy of a tensor's state; on a GPU this waits for the steps that were enqueued.
     ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
+    /// let opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [3])?;
+    /// let state = opt.state(0)?;
+    /// assert_eq!((state.step, state.m, state.vmax), (0, vec![0.0; 3], None));
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::TensorIndex`]; on a GPU [`Error::Driver`].
     pub fn state(&self, index: usize) -> Result<TensorState> {
@@ -344,17 +317,44 @@ impl AdamW {
 
     /// The next step reads the f32 masters again from the 16-bit parameters. To be called after writing to such
     /// parameters oneself (loaded weights, tied or pruned ones): their masters do not know of it.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
+    /// # use half::bf16;
+    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig { lr: 0.0, ..Default::default() }, [1])?;
+    /// let mut p = [bf16::ONE];
+    /// opt.step([(&mut p, &[1.0_f32])])?;
+    /// p[0] = bf16::from_f32(3.0);
+    /// opt.reload_masters();
+    /// opt.step([(&mut p, &[1.0_f32])])?;
+    /// assert_eq!(opt.state(0)?.master, Some(vec![3.0]));
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
     pub fn reload_masters(&mut self) {
         self.tensors.iter_mut().for_each(|tensor| tensor.init_master = true);
     }
 
-    /// The parameter groups.
+    /// The parameter groups, in their order.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
+    /// let opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
+    /// assert_eq!(opt.groups(), [AdamWConfig::default()]);
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
     #[must_use]
     pub fn groups(&self) -> &[AdamWConfig] {
         &self.groups
     }
 
     /// How many tensors are registered.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
+    /// let opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [5, 0])?;
+    /// assert_eq!((opt.len(), opt.is_empty()), (2, false));
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.tensors.len()
@@ -367,48 +367,15 @@ impl AdamW {
     }
 
     /// Where the optimizer is.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
+    /// let opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
+    /// assert!(opt.device().to_string().starts_with("CPU"));
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
     #[must_use]
     pub fn device(&self) -> &Device {
         &self.device
     }
-}
-
-/// Lengths, if they and the groups are possible.
-fn check_specs(specs: &[TensorSpec], groups: usize) -> Result<Vec<u64>> {
-    let lens: Vec<u64> = specs.iter().map(|spec| spec.len as u64).collect();
-    if let Some((i, elements)) = first_too_many(&lens) {
-        return Err(Error::TooManyElements { tensor: specs[i].id(i), elements, limit: MAX_ELEMENTS });
-    }
-    match specs.iter().position(|spec| spec.group >= groups) {
-        Some(i) => Err(Error::GroupIndex { tensor: Some(specs[i].id(i)), group: specs[i].group, groups }),
-        None => Ok(lens),
-    }
-}
-
-/// The tensors with their slots in the first arena: all m, all v, and vmax and masters as far as they are known to be
-/// needed.
-fn lay_out(specs: &[TensorSpec], groups: &[AdamWConfig]) -> (Vec<Tensor>, Layout) {
-    let amsgrad = |spec: &TensorSpec| groups[spec.group].amsgrad;
-    let narrow = |spec: &TensorSpec| spec.dtype.is_some_and(|dtype| dtype != Dtype::F32);
-    let mut layout = Layout::default();
-    let mut section = |needed: &dyn Fn(&TensorSpec) -> bool| -> Vec<Slot> {
-        layout.section();
-        specs.iter().map(|spec| layout.slot(if needed(spec) { spec.len } else { 0 })).collect()
-    };
-    let (m, v) = (section(&|_| true), section(&|_| true));
-    let (vmax, master) = (section(&amsgrad), section(&narrow));
-    let tensor = |(i, spec): (usize, &TensorSpec)| Tensor {
-        id: spec.id(i),
-        len: spec.len,
-        group: spec.group,
-        dtype: spec.dtype,
-        step: 0,
-        m: m[i],
-        v: v[i],
-        vmax: amsgrad(spec).then_some(vmax[i]),
-        master: narrow(spec).then_some(master[i]),
-        init_master: true,
-        phase: 0,
-    };
-    (specs.iter().enumerate().map(tensor).collect(), layout)
 }

@@ -1,7 +1,7 @@
 //! Whether any byte that a step writes is another's.
 
 use crate::error::{Buffer, Error, Result, Span};
-use crate::rows::Tensor;
+use crate::register::Tensor;
 use crate::table::{TensorRow, dtypes, row_flags};
 
 /// No parameter may share a byte with another parameter or with a gradient. Gradients may share with each other.

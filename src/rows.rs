@@ -3,32 +3,12 @@
 use crate::arena::{Arena, PHASES, Slot};
 use crate::config::AdamWConfig;
 use crate::device::{Device, Guards};
-use crate::error::{Buffer, Error, Result, TensorId};
+use crate::error::{Buffer, Error, Result};
+use crate::register::Tensor;
 use crate::scalars::step_scalars;
 use crate::table::{StepScalars, TensorRow, row_flags};
 use crate::tensor::{Dtype, Elements, Pair};
 use std::collections::HashMap;
-
-/// A registered tensor and its state.
-#[derive(Debug)]
-pub(crate) struct Tensor {
-    pub(crate) id: TensorId,
-    pub(crate) len: usize,
-    pub(crate) group: usize,
-    /// Of its parameter; `None` until the first step if it was not registered with one.
-    pub(crate) dtype: Option<Dtype>,
-    /// Steps applied.
-    pub(crate) step: u64,
-    pub(crate) m: Slot,
-    pub(crate) v: Slot,
-    pub(crate) vmax: Option<Slot>,
-    pub(crate) master: Option<Slot>,
-    /// The master is to be read from the parameter in the next step.
-    pub(crate) init_master: bool,
-    /// Elements by which its state lies behind the beginning of its slots. Chosen in the first step, so that state
-    /// and parameter reach a 32-byte boundary at the same element.
-    pub(crate) phase: usize,
-}
 
 impl Tensor {
     fn expect<P>(&self, buffer: Buffer, given: &Elements<P>) -> Result<()> {

@@ -24,6 +24,10 @@ pub enum Simd {
 
 impl Simd {
     /// The best that this processor has.
+    ///
+    /// ```
+    /// assert!(fused_adamw::Simd::best().is_available());
+    /// ```
     #[must_use]
     pub fn best() -> Self {
         let available = |simd: &Self| simd.is_available();
@@ -31,6 +35,10 @@ impl Simd {
     }
 
     /// Whether this processor has it.
+    ///
+    /// ```
+    /// assert!(fused_adamw::Simd::Portable.is_available());
+    /// ```
     #[must_use]
     pub fn is_available(self) -> bool {
         match self {

@@ -285,12 +285,22 @@ pub struct Pair<'a> {
 
 impl<'a> Pair<'a> {
     /// A parameter and its gradient.
+    ///
+    /// ```
+    /// let (mut p, g) = ([1.0_f32; 3], [0.1_f32; 3]);
+    /// let pair = fused_adamw::Pair::new(&mut p, &g);
+    /// ```
     pub fn new(param: impl Into<Param<'a>>, grad: impl Into<Grad<'a>>) -> Self {
         Self { param: param.into(), grad: grad.into() }
     }
 
     /// A parameter that has no gradient in this step: the tensor is left alone, and its own step count does not
     /// move, as in PyTorch where `grad` is `None`.
+    ///
+    /// ```
+    /// let mut frozen = [1.0_f32; 3];
+    /// let pair = fused_adamw::Pair::without_grad(&mut frozen);
+    /// ```
     pub fn without_grad(param: impl Into<Param<'a>>) -> Self {
         Self { param: param.into(), grad: Grad(None) }
     }
