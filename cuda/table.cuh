@@ -11,7 +11,7 @@ typedef double f64;
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define DEVICE __device__ __forceinline__
 #else  // the host's C++ compiler, for the tests: -ffp-contract=off
-#define DEVICE static inline
+#define DEVICE inline
 #endif
 
 // Dtype of a parameter or a gradient.

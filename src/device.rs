@@ -162,7 +162,7 @@ impl fmt::Display for Device {
 #[cfg(feature = "cuda")]
 fn with_sources(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line} ({cause})"))
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
 
 /// What keeps the tensors of a step from being used too early by other streams: dropped after the launch.

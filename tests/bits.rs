@@ -157,6 +157,18 @@ proptest! {
         prop_assert_eq!(collect(&opt, &params), list.stepped(&Device::cpu(), config));
     }
 
+    #[test]
+    fn a_parameter_may_move_between_steps(list in list(), config in config(), shifts in [0..9_usize, 0..9, 0..9]) {
+        let mut params = list.params.clone();
+        let mut opt = AdamW::new(&Device::cpu(), config, list.lens()).unwrap();
+        for (grads, shift) in list.grads.iter().zip(shifts) {
+            let mut moved: Vec<_> = params.iter().map(|p| [vec![9.0; shift], p.clone()].concat()).collect();
+            opt.step(moved.iter_mut().zip(grads).map(|(p, g)| (&mut p[shift..], g))).unwrap();
+            params = moved.iter().map(|p| p[shift..].to_vec()).collect();
+        }
+        prop_assert_eq!(collect(&opt, &params), list.stepped(&Device::cpu(), config));
+    }
+
     // The f32 arithmetic sees only widened values, so a 16-bit list is an f32 list of the same values with copies.
     #[test]
     fn a_16_bit_parameter_is_the_rounded_copy_of_an_f32_one(list in list(), config in config()) {
