@@ -62,7 +62,7 @@ impl Device {
         Ok(Self(Kind::Cpu(simd.check()?, None)))
     }
 
-    /// A GPU if one works ([`Device::cuda_at`]`(0)`), else the CPU. Its `Display` says
+    /// A GPU if one works (`Device::cuda_at(0)`), else the CPU. Its `Display` says
     /// which it is and why.
     ///
     /// ```

@@ -81,7 +81,7 @@ impl AdamW {
     ///
     /// # Errors
     /// [`Error::Config`] for a hyper-parameter out of its range, [`Error::GroupIndex`] for a group other than 0,
-    /// [`Error::TooManyElements`] above 2^40, [`Error::OutOfMemory`] or [`Error::Driver`] if the memory is not there.
+    /// [`Error::TooManyElements`] above 2^40, [`Error::OutOfMemory`] or `Error::Driver` if the memory is not there.
     pub fn new<I>(device: &Device, config: AdamWConfig, tensors: I) -> Result<Self>
     where
         I: IntoIterator,
@@ -143,8 +143,8 @@ impl AdamW {
     /// # Errors
     /// [`Error::TensorCount`], [`Error::Length`], [`Error::Dtype`], [`Error::WrongDevice`], [`Error::NullPointer`],
     /// [`Error::Misaligned`], [`Error::Overlap`] for tensors that do not fit; [`Error::OutOfMemory`] for the master of
-    /// a 16-bit parameter seen for the first time; of a GPU [`Error::Capturing`], [`Error::Driver`]. Nothing has
-    /// changed then. The exception is [`Error::NotRecorded`].
+    /// a 16-bit parameter seen for the first time; of a GPU `Error::Capturing`, `Error::Driver`. Nothing has
+    /// changed then. The exception is `Error::NotRecorded`.
     pub fn step<'a, I>(&mut self, pairs: I) -> Result<()>
     where
         I: IntoIterator,
@@ -254,7 +254,7 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TensorIndex`]; on a GPU [`Error::Driver`].
+    /// [`Error::TensorIndex`]; on a GPU `Error::Driver`.
     pub fn state(&self, index: usize) -> Result<TensorState> {
         let tensor = self.tensor(index)?;
         let read = |slot: Slot| self.arenas[slot.arena].read(slot.offset + tensor.phase, tensor.len);
