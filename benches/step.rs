@@ -4,6 +4,8 @@
 //! `cargo bench --bench step` ends with a table of shares of the limit: medians over rounds in which both are timed
 //! one after the other, because the speed of a shared machine drifts. `-- --test` runs everything once.
 
+#![expect(clippy::cast_precision_loss, reason = "values of indices, and bytes far below 2^53")]
+
 use criterion::{Criterion, Throughput};
 use fused_adamw::{AdamW, AdamWConfig, Device};
 use rayon::prelude::*;

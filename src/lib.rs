@@ -63,6 +63,10 @@
 //! No function of this crate panics, whatever it is given.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    test,
+    allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "tests make values of indices")
+)]
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("fused-adamw counts elements and addresses in 64 bits");

@@ -1,6 +1,8 @@
 //! A step's bits are a function of each element's own values and step count, and of nothing else: not of the cut into
 //! tensors, their order, their alignment, the threads, or the instruction set.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first error")]
+
 use fused_adamw::{AdamW, AdamWConfig, Algorithm, Device, Dtype, Float, Pair, Simd, StepOptions, TensorSpec};
 use half::{bf16, f16};
 use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! Bad input gives a typed error that names the tensor and both values, and changes nothing.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first error")]
+
 use fused_adamw::{AdamW, AdamWConfig, Buffer, Device, Dtype, Error, Pair, Simd, StepOptions, TensorSpec, TensorState};
 use half::bf16;
 use proptest::prelude::*;
