@@ -181,6 +181,8 @@ impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
         // Zero bytes cannot be allocated.
         let mut memory = stream.alloc_zeros::<T>(len.max(1)).map_err(while_doing(doing))?;
         let address = memory.device_ptr_mut(stream).0;
+        // Between streams, waiting and recording have no error to return; the context keeps it for us to ask.
+        stream.context().check_err().map_err(while_doing(doing))?;
         Ok(Self { memory, address })
     }
 

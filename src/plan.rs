@@ -85,7 +85,7 @@ mod tests {
         #[test]
         fn no_chunk_is_empty_or_too_long_and_each_starts_on_a_step(lens in prop::collection::vec(len(), 0..40)) {
             for c in Plan::new(lens, STEP).chunks() {
-                prop_assert!(c.len > 0 && c.len <= STEP && c.start % u64::from(CHUNK_STEP) == 0);
+                prop_assert!(c.len > 0 && c.len <= STEP && c.start.is_multiple_of(u64::from(CHUNK_STEP)));
             }
         }
     }
@@ -118,7 +118,7 @@ mod tests {
         for multiprocessors in [0, 1, 24, 84, 108, 132, 1000] {
             for elements in [0, 1, 1_000_000, 1 << 24, 8_000_000_000, MAX_ELEMENTS] {
                 let len = gpu_chunk_len(elements, multiprocessors);
-                assert!((1024..=16 * 1024).contains(&len) && len % CHUNK_STEP == 0);
+                assert!((1024..=16 * 1024).contains(&len) && len.is_multiple_of(CHUNK_STEP));
                 assert!(elements.div_ceil(len.into()) <= i32::MAX as u64, "one grid");
             }
         }

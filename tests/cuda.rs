@@ -1,0 +1,24 @@
+//! The whole CUDA path, without a GPU: cudarc's calls, tables, geometry, the kernels themselves. A driver of our own
+//! (`tests/driver`) runs `cuda/adamw.cu` on the CPU, counts the calls and fails those it is told to.
+//!
+//! A test on that driver runs in a process of its own, because cudarc looks for libcuda once a process. The parity
+//! tests run on this machine's driver too, if it has one. Without a C++ compiler or a GPU a test skips aloud;
+//! `FUSED_ADAMW_REQUIRE_CXX=1` and `FUSED_ADAMW_REQUIRE_GPU=1` make that a failure. `FUSED_ADAMW_SANITIZE=1` builds
+//! the driver with AddressSanitizer and UndefinedBehaviorSanitizer (g++).
+#![cfg(feature = "cuda")]
+#![expect(clippy::unwrap_used, reason = "tests: clippy.toml allows it in the functions marked as such alone")]
+
+#[path = "cuda/calls.rs"]
+mod calls;
+#[path = "cuda/driver.rs"]
+mod driver;
+#[path = "cuda/errors.rs"]
+mod errors;
+#[path = "cuda/faults.rs"]
+mod faults;
+#[path = "cuda/parity.rs"]
+mod parity;
+#[path = "cuda/streams.rs"]
+mod streams;
+#[path = "cuda/twins.rs"]
+mod twins;

@@ -1,0 +1,146 @@
+//! What a step costs: the calls of the driver, counted.
+
+use fused_adamw::cudarc::driver::DriverError;
+use fused_adamw::{AdamWConfig, Dtype, StepOptions};
+
+use crate::driver::{allocations, calls, counts, emulated};
+use crate::twins::{DTYPES, Shape, Twins};
+
+const CONFIG: AdamWConfig = AdamWConfig {
+    lr: 1e-3,
+    betas: (0.9, 0.999),
+    eps: 1e-8,
+    weight_decay: 0.1,
+    amsgrad: false,
+    maximize: false,
+    algorithm: fused_adamw::Algorithm::AdamW,
+};
+const ALL: StepOptions = StepOptions { grad_scale: 1.0 };
+
+const UPLOAD: (&str, usize) = ("cuMemcpyHtoDAsync_v2", 1);
+const ASKED: (&str, usize) = ("cuStreamIsCapturing", 1);
+const LAUNCH: (&str, usize) = ("cuLaunchKernel", 1);
+
+/// After two steps, which have set the masters of 16-bit parameters.
+fn steady(groups: u8, shapes: impl IntoIterator<Item = Shape>) -> Twins {
+    let config = |i: u8| AdamWConfig { weight_decay: 0.01 * f64::from(i), ..CONFIG };
+    let mut twins = Twins::new(&(0..groups).map(config).collect::<Vec<_>>(), shapes);
+    (0..2).for_each(|_| twins.gpu_step(ALL, |_| true).unwrap());
+    twins
+}
+
+#[test]
+fn a_step_is_one_launch_and_no_other_call_however_long_the_list_and_whatever_is_in_it() {
+    emulated(&[], || {
+        for (tensors, groups) in [(1, 1), (1000, 1), (1000, 100), (10_000, 1), (10_000, 100)] {
+            for mixed in [false, true] {
+                let dtype = |i: usize| if mixed { DTYPES[i % 3] } else { Dtype::F32 };
+                let shape = |i| Shape { group: i % usize::from(groups), ..Shape::new(i % 7, dtype(i), dtype(i + 1)) };
+                let mut twins = steady(groups, (1..=tensors).map(shape));
+                let before = allocations();
+                for _ in 0..3 {
+                    assert_eq!(calls(|| twins.gpu_step(ALL, |_| true).unwrap()), counts([LAUNCH]), "{tensors}");
+                }
+                assert_eq!(allocations(), before);
+            }
+        }
+    });
+}
+
+// The scalars are arguments of the kernel: a schedule costs no copy.
+#[test]
+fn a_schedule_costs_nothing() {
+    emulated(&[], || {
+        let mut twins = steady(3, (0..9).map(|i| Shape { group: i % 3, ..Shape::f32(30) }));
+        twins.gpu.set_lr(1e-5).unwrap();
+        twins.gpu.set_group(1, AdamWConfig { betas: (0.3, 0.3), ..CONFIG }).unwrap();
+        let options = StepOptions { grad_scale: 0.5 };
+        assert_eq!(calls(|| twins.gpu_step(options, |_| true).unwrap()), counts([LAUNCH]));
+    });
+}
+
+#[test]
+fn new_addresses_cost_one_copy_of_the_table_whichever_tensors_they_are_of() {
+    emulated(&[], || {
+        let mut twins = steady(1, (0..500).map(|_| Shape::f32(5)));
+        for moved in [vec![0], vec![499], (0..500).collect()] {
+            moved.into_iter().for_each(|i| twins.move_param(i, 3));
+            assert_eq!(calls(|| twins.gpu_step(ALL, |_| true).unwrap()), counts([LAUNCH, UPLOAD, ASKED]));
+            assert_eq!(calls(|| twins.gpu_step(ALL, |_| true).unwrap()), counts([LAUNCH]));
+        }
+    });
+}
+
+// Addresses that came back are those of two steps ago, but the table on the device is that of the step before.
+#[test]
+fn a_table_that_changes_to_and_fro_is_copied_each_time() {
+    emulated(&[], || {
+        let mut twins = steady(1, [Shape::f32(5), Shape::f32(6)]);
+        for step in 0..4 {
+            let gone = step % 2;
+            twins.new_grads();
+            assert_eq!(calls(|| twins.gpu_step(ALL, |i| i == gone).unwrap()), counts([LAUNCH, UPLOAD, ASKED]));
+        }
+    });
+}
+
+#[test]
+fn a_step_without_any_gradient_calls_nothing() {
+    emulated(&[], || {
+        let mut twins = steady(1, [Shape::f32(5), Shape::f32(0)]);
+        assert_eq!(calls(|| twins.gpu_step(ALL, |_| false).unwrap()), counts([]));
+        // One that has a gradient, but no elements.
+        assert_eq!(calls(|| twins.gpu_step(ALL, |i| i == 1).unwrap()), counts([]));
+        assert_eq!(calls(|| twins.gpu_step(ALL, |_| true).unwrap()).get("cuLaunchKernel"), Some(&1));
+    });
+}
+
+// A list without elements has no chunks, and a grid of no blocks cannot be launched.
+#[test]
+fn a_list_without_elements_calls_nothing() {
+    emulated(&[], || {
+        for shapes in [vec![], vec![Shape::f32(0)], vec![Shape::new(0, Dtype::BF16, Dtype::F16); 3]] {
+            let mut twins = steady(1, shapes);
+            assert_eq!(calls(|| twins.gpu_step(ALL, |_| true).unwrap()), counts([]));
+        }
+    });
+}
+
+#[test]
+fn more_scalars_than_fit_into_the_arguments_cost_one_copy_and_memory_once() {
+    emulated(&[], || {
+        let mut twins = steady(113, (0..113).map(|group| Shape { group, ..Shape::f32(3) }));
+        let before = allocations();
+        for _ in 0..3 {
+            assert_eq!(calls(|| twins.gpu_step(ALL, |_| true).unwrap()), counts([LAUNCH, UPLOAD, ASKED]));
+        }
+        assert_eq!(allocations(), before);
+        let mut twins = steady(112, (0..112).map(|group| Shape { group, ..Shape::f32(3) }));
+        assert_eq!(calls(|| twins.gpu_step(ALL, |_| true).unwrap()), counts([LAUNCH]));
+    });
+}
+
+// Of the optimizer: one arena, two tables, and one more arena for masters. Nothing is left when it is dropped.
+#[test]
+fn an_optimizer_is_three_allocations_and_gives_them_back() {
+    emulated(&[], || {
+        let mut twins = steady(1, [Shape::f32(5), Shape::new(7, Dtype::F16, Dtype::F32)]);
+        let device = twins.gpu.device().clone();
+        assert_eq!(allocations(), 4 + 4); // parameters and gradients; the optimizer's
+        twins.gpu = fused_adamw::AdamW::new(&device, CONFIG, [5, 7]).unwrap();
+        assert_eq!(allocations(), 4 + 3);
+        let error: Result<(), DriverError> = device.stream().unwrap().context().check_err();
+        drop(twins);
+        assert_eq!((allocations(), error), (0, Ok(())));
+    });
+}
+
+// `state` waits for what was enqueued; a step does not.
+#[test]
+fn reading_the_state_is_what_synchronizes() {
+    emulated(&[], || {
+        let twins = steady(1, [Shape::f32(5)]);
+        let read = calls(|| drop(twins.gpu.state(0).unwrap()));
+        assert_eq!(read, counts([("cuMemcpyDtoHAsync_v2", 2), ("cuStreamSynchronize", 2)]));
+    });
+}

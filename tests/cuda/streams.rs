@@ -1,0 +1,102 @@
+//! Several streams: who waits for whom, and that a step's use of its tensors is recorded after its launch.
+
+use fused_adamw::cudarc::driver::CudaContext;
+use fused_adamw::{AdamW, AdamWConfig, Device, Dtype, StepOptions};
+
+use crate::driver::{Call, calls, counts, each_driver, emulated, trace};
+use crate::twins::{DTYPES, Shape, Twins, Values};
+
+const ALL: StepOptions = StepOptions { grad_scale: 1.0 };
+
+fn shapes(tensors: usize) -> impl Iterator<Item = Shape> {
+    (0..tensors).map(|i| Shape::new(20 + i, DTYPES[i % 3], Dtype::F32))
+}
+
+/// The optimizer on a stream of its own, the tensors on the default one. Two steps are done.
+fn two_streams(tensors: usize) -> Twins {
+    let context = CudaContext::new(0).unwrap();
+    let device = Device::cuda(&context.new_stream().unwrap()).unwrap();
+    let groups = [AdamWConfig::default()];
+    let mut twins = Twins::on(&device, &context.default_stream(), Values::Tame, &groups, shapes(tensors));
+    (0..2).for_each(|_| twins.step());
+    twins
+}
+
+#[test]
+fn the_bits_are_the_same_with_several_streams() {
+    each_driver(|| two_streams(40).assert_same());
+}
+
+// A parameter is written: its step waits for who reads and for who writes it. A gradient is read: for who writes it.
+#[test]
+fn a_step_waits_for_every_tensor_and_records_every_tensor() {
+    emulated(&[], || {
+        for tensors in [1, 7, 1000] {
+            let mut twins = two_streams(tensors);
+            let expected =
+                counts([("cuStreamWaitEvent", 3 * tensors), ("cuLaunchKernel", 1), ("cuEventRecord", 2 * tensors)]);
+            assert_eq!(calls(|| twins.gpu_step(ALL, |_| true).unwrap()), expected);
+        }
+    });
+}
+
+// A guard dropped before the launch records a use that is yet to come: others would run into the step.
+#[test]
+fn waits_come_before_the_launch_and_records_after_it_all_on_the_optimizers_stream() {
+    emulated(&[], || {
+        let mut twins = two_streams(5);
+        twins.move_param(2, 1); // with a copy of the table in between
+        let calls = trace(|| twins.gpu_step(ALL, |_| true).unwrap());
+        assert!(calls.iter().all(|call| call.stream == 1), "{calls:?}");
+        let launch = calls.iter().position(|call| call.name == "cuLaunchKernel").unwrap();
+        let upload = calls.iter().position(|call| call.name == "cuMemcpyHtoDAsync_v2").unwrap();
+        assert!(upload < launch);
+        let records = |calls: &[Call]| calls.iter().filter(|call| call.name == "cuEventRecord").count();
+        let waits = |calls: &[Call]| calls.iter().filter(|call| call.name == "cuStreamWaitEvent").count();
+        // One record, and two waits, of the table itself.
+        assert_eq!((waits(&calls[..launch]), waits(&calls[launch..])), (3 * 5 + 2, 0), "{calls:?}");
+        assert_eq!((records(&calls[..launch]), records(&calls[launch..])), (1, 2 * 5), "{calls:?}");
+    });
+}
+
+#[test]
+fn views_of_one_allocation_are_recorded_once() {
+    emulated(&[], || {
+        let context = CudaContext::new(0).unwrap();
+        let device = Device::cuda(&context.new_stream().unwrap()).unwrap();
+        let stream = context.default_stream();
+        let [mut params, grads] = [1.0, 2.0].map(|x| stream.clone_htod(&[x; 30]).unwrap());
+        let mut other = stream.clone_htod(&[1.0_f32; 10]).unwrap();
+        let mut opt = AdamW::new(&device, AdamWConfig::default(), [10; 4]).unwrap();
+        let mut step = || {
+            let (a, mut behind) = params.split_at_mut(10);
+            let (b, c) = behind.split_at_mut(10);
+            let grads = [0, 10, 20, 0].map(|i| grads.slice(i..i + 10));
+            opt.step([a, b, c, other.as_view_mut()].into_iter().zip(grads)).unwrap();
+        };
+        step();
+        // Written: `params`, `other`. Read: `grads`.
+        let expected = counts([("cuStreamWaitEvent", 3 * 4), ("cuLaunchKernel", 1), ("cuEventRecord", 3)]);
+        assert_eq!(calls(step), expected);
+    });
+}
+
+// Tensors without a gradient are neither read nor written, but an address is taken, and with it a wait and a record.
+#[test]
+fn no_record_is_lost_when_a_step_launches_nothing() {
+    emulated(&[], || {
+        let mut twins = two_streams(4);
+        let calls = calls(|| twins.gpu_step(ALL, |_| false).unwrap());
+        assert_eq!(calls, counts([("cuStreamWaitEvent", 2 * 4), ("cuEventRecord", 4)]));
+    });
+}
+
+#[test]
+fn without_event_tracking_several_streams_cost_nothing() {
+    emulated(&[], || {
+        let mut twins = two_streams(7);
+        // SAFETY: nothing of this test is in flight.
+        unsafe { twins.gpu.device().stream().unwrap().context().disable_event_tracking() };
+        assert_eq!(calls(|| twins.gpu_step(ALL, |_| true).unwrap()), counts([("cuLaunchKernel", 1)]));
+    });
+}
