@@ -5,50 +5,49 @@ use cudarc::driver::{CudaContext, CudaStream, CudaView, CudaViewMut, DeviceSlice
 use half::{bf16, f16};
 use std::sync::Arc;
 
-/// A gradient on a GPU.
-#[derive(Debug)]
-pub enum View<'a> {
-    F32(CudaView<'a, f32>),
-    F16(CudaView<'a, f16>),
-    BF16(CudaView<'a, bf16>),
+/// What is on a GPU, and can be waited for.
+pub(crate) trait Located<'a> {
+    fn context(&self) -> &Arc<CudaContext>;
+
+    /// Makes `stream` wait for whoever is in the way; the guard records our use when it is dropped, after the launch.
+    fn address(self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>);
 }
 
-/// A parameter on a GPU.
-#[derive(Debug)]
-pub enum ViewMut<'a> {
-    F32(CudaViewMut<'a, f32>),
-    F16(CudaViewMut<'a, f16>),
-    BF16(CudaViewMut<'a, bf16>),
-}
+macro_rules! erased {
+    ($(#[$doc:meta])* $name:ident, $view:ident, $address:ident) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub enum $name<'a> {
+            F32($view<'a, f32>),
+            F16($view<'a, f16>),
+            BF16($view<'a, bf16>),
+        }
 
-macro_rules! each {
-    ($type:ident, $self:ident, $view:ident => $body:expr) => {
-        match $self {
-            $type::F32($view) => $body,
-            $type::F16($view) => $body,
-            $type::BF16($view) => $body,
+        impl<'a> Located<'a> for $name<'a> {
+            fn context(&self) -> &Arc<CudaContext> {
+                match self {
+                    Self::F32(view) => view.stream().context(),
+                    Self::F16(view) => view.stream().context(),
+                    Self::BF16(view) => view.stream().context(),
+                }
+            }
+
+            fn address(self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
+                match self {
+                    Self::F32(view) => view.$address(stream),
+                    Self::F16(view) => view.$address(stream),
+                    Self::BF16(view) => view.$address(stream),
+                }
+            }
         }
     };
 }
 
-impl<'a> View<'a> {
-    pub(crate) fn context(&self) -> &Arc<CudaContext> {
-        each!(View, self, view => view.stream().context())
-    }
-
-    /// Makes `stream` wait for who writes it; the guard records the reading when it is dropped, after the launch.
-    pub(crate) fn address(self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
-        each!(View, self, view => view.view_ptr(stream))
-    }
-}
-
-impl<'a> ViewMut<'a> {
-    pub(crate) fn context(&self) -> &Arc<CudaContext> {
-        each!(ViewMut, self, view => view.stream().context())
-    }
-
-    /// Makes `stream` wait for who uses it; the guard records the writing when it is dropped, after the launch.
-    pub(crate) fn address(self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
-        each!(ViewMut, self, view => view.view_ptr_mut(stream))
-    }
-}
+erased!(
+    /// A gradient on a GPU: waits for who writes it, records a reading.
+    View, CudaView, view_ptr
+);
+erased!(
+    /// A parameter on a GPU: waits for who uses it, records a writing.
+    ViewMut, CudaViewMut, view_ptr_mut
+);

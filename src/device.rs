@@ -3,7 +3,7 @@
 use crate::arena::Arena;
 use crate::error::Result;
 use crate::simd::Simd;
-use crate::tensor::{Place, PlaceMut};
+use crate::tensor::{Located, Place};
 use std::fmt;
 use std::sync::Arc;
 
@@ -86,7 +86,8 @@ impl Device {
     /// Take the stream that the gradients are made on: then nothing has to wait. With several streams cudarc's event
     /// tracking orders them, at a cost of about ten driver calls a tensor and step
     /// ([`CudaContext::disable_event_tracking`](cudarc::driver::CudaContext::disable_event_tracking) if you order
-    /// them yourself).
+    /// them yourself). A per-thread default stream, which candle takes unless it is given one, is another stream in every
+    /// thread: call the step in the thread that makes the gradients.
     ///
     /// ```no_run
     /// use fused_adamw::{Device, cudarc::driver::CudaContext};
@@ -175,42 +176,22 @@ pub(crate) struct Guards<'a> {
 }
 
 impl<'a> Guards<'a> {
-    /// The parameter's address on `device`, or where it lies instead.
-    pub(crate) fn param(&mut self, device: &'a Device, place: PlaceMut<'a>) -> Result<u64, String> {
-        match (&device.0, place) {
-            (_, PlaceMut::Raw(address)) | (Kind::Cpu(..), PlaceMut::Host(address, _)) => Ok(address),
-            #[cfg(feature = "cuda")]
-            (Kind::Cuda(cuda), PlaceMut::Cuda(view)) => {
-                cuda.check_context(view.context())?;
-                Ok(self.hold(view.address(&cuda.stream)))
-            }
-            #[cfg(feature = "cuda")]
-            (_, PlaceMut::Host(..)) => Err(HOST.into()),
-            #[cfg(feature = "cuda")]
-            (_, PlaceMut::Cuda(view)) => Err(crate::cuda::describe(view.context())),
-        }
-    }
-
-    /// The gradient's address on `device`, or where it lies instead.
-    pub(crate) fn grad(&mut self, device: &'a Device, place: Place<'a>) -> Result<u64, String> {
+    /// The address on `device`, or where the elements lie instead.
+    pub(crate) fn address<V: Located<'a>>(&mut self, device: &'a Device, place: Place<V>) -> Result<u64, String> {
         match (&device.0, place) {
             (_, Place::Raw(address)) | (Kind::Cpu(..), Place::Host(address, _)) => Ok(address),
             #[cfg(feature = "cuda")]
             (Kind::Cuda(cuda), Place::Cuda(view)) => {
                 cuda.check_context(view.context())?;
-                Ok(self.hold(view.address(&cuda.stream)))
+                let (address, guard) = view.address(&cuda.stream);
+                self.held.push(guard);
+                Ok(address)
             }
             #[cfg(feature = "cuda")]
-            (_, Place::Host(..)) => Err(HOST.into()),
+            (Kind::Cuda(_), Place::Host(..)) => Err(HOST.into()),
             #[cfg(feature = "cuda")]
-            (_, Place::Cuda(view)) => Err(crate::cuda::describe(view.context())),
+            (Kind::Cpu(..), Place::Cuda(view)) => Err(crate::cuda::describe(view.context())),
         }
-    }
-
-    #[cfg(feature = "cuda")]
-    fn hold(&mut self, (address, guard): (u64, cudarc::driver::SyncOnDrop<'a>)) -> u64 {
-        self.held.push(guard);
-        address
     }
 
     /// Records the use of the tensors, after the launch.
@@ -224,14 +205,13 @@ impl<'a> Guards<'a> {
     }
 }
 
-#[cfg(feature = "cuda")]
 const HOST: &str = "host memory";
 
 impl Device {
     /// Where its memory is, in an error's words.
     pub(crate) fn describe(&self) -> String {
         match &self.0 {
-            Kind::Cpu(..) => "host memory".into(),
+            Kind::Cpu(..) => HOST.into(),
             #[cfg(feature = "cuda")]
             Kind::Cuda(device) => crate::cuda::describe(device.stream.context()),
         }

@@ -166,6 +166,14 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
+    /// More tensors than a table can index.
+    #[error("{count} tensors, at most {limit} are possible")]
+    TooManyTensors {
+        /// Given.
+        count: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// A buffer of another length than registered.
     #[error("{tensor}: the {buffer} has {actual} elements, {expected} are registered")]
     Length {

@@ -81,7 +81,7 @@ impl AdamW {
     ///
     /// # Errors
     /// [`Error::Config`] for a hyper-parameter out of its range, [`Error::GroupIndex`] for a group other than 0,
-    /// [`Error::TooManyElements`] above 2^40, [`Error::OutOfMemory`] or `Error::Driver` if the memory is not there.
+    /// [`Error::TooManyElements`] above 2^40, [`Error::TooManyTensors`] from 2^32 on, [`Error::OutOfMemory`] or `Error::Driver` if the memory is not there.
     pub fn new<I>(device: &Device, config: AdamWConfig, tensors: I) -> Result<Self>
     where
         I: IntoIterator,

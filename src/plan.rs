@@ -13,6 +13,9 @@ pub(crate) struct Plan {
 /// Elements of one optimizer, at most: 12 TiB of f32 state. Far below what a 64-bit offset or a grid can count.
 pub(crate) const MAX_ELEMENTS: u64 = 1 << 40;
 
+/// Tensors of one optimizer, at most: their indices are `u32`.
+pub(crate) const MAX_TENSORS: usize = u32::MAX as usize;
+
 /// A chunk's start is a multiple of this, so that the alignment of a tensor's first element is that of each chunk.
 pub(crate) const CHUNK_STEP: u32 = 8;
 

@@ -3,7 +3,7 @@
 use crate::arena::{Layout, Slot};
 use crate::config::{AdamWConfig, TensorSpec};
 use crate::error::{Error, Result, TensorId};
-use crate::plan::{MAX_ELEMENTS, first_too_many};
+use crate::plan::{MAX_ELEMENTS, MAX_TENSORS, first_too_many};
 use crate::tensor::Dtype;
 
 /// A registered tensor and its state.
@@ -29,6 +29,9 @@ pub(crate) struct Tensor {
 
 /// Lengths, if they and the groups are possible.
 pub(crate) fn check_specs(specs: &[TensorSpec], groups: usize) -> Result<Vec<u64>> {
+    if specs.len() > MAX_TENSORS {
+        return Err(Error::TooManyTensors { count: specs.len(), limit: MAX_TENSORS });
+    }
     let lens: Vec<u64> = specs.iter().map(|spec| spec.len as u64).collect();
     if let Some((i, elements)) = first_too_many(&lens) {
         return Err(Error::TooManyElements { tensor: specs[i].id(i), elements, limit: MAX_ELEMENTS });

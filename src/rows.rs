@@ -11,7 +11,7 @@ use crate::tensor::{Dtype, Elements, Pair};
 use std::collections::HashMap;
 
 impl Tensor {
-    fn expect<P>(&self, buffer: Buffer, given: &Elements<P>) -> Result<()> {
+    fn expect<V>(&self, buffer: Buffer, given: &Elements<V>) -> Result<()> {
         if given.len == self.len {
             return Ok(());
         }
@@ -44,11 +44,11 @@ impl Tensor {
         guards: &mut Guards<'a>,
     ) -> Result<TensorRow> {
         let param_dtype = pair.param.0.dtype;
-        let param = guards.param(device, pair.param.0.place);
+        let param = guards.address(device, pair.param.0.place);
         let param = self.address(Buffer::Param, param_dtype, device, param)?;
         let row = TensorRow { param, param_dtype: param_dtype.code(), ..TensorRow::default() };
         let Some(grad) = pair.grad.0 else { return Ok(row) };
-        let address = guards.grad(device, grad.place);
+        let address = guards.address(device, grad.place);
         let address = self.address(Buffer::Grad, grad.dtype, device, address)?;
         let row = TensorRow { grad: address, grad_dtype: grad.dtype.code(), flags: row_flags::HAS_GRAD, ..row };
         Ok(self.with_state(row, param_dtype, grad.dtype, arenas))

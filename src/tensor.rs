@@ -7,9 +7,22 @@ use std::fmt;
 use std::marker::PhantomData;
 
 #[cfg(feature = "cuda")]
-use crate::cuda_view::{View, ViewMut};
+pub(crate) use crate::cuda_view::{Located, View, ViewMut};
 #[cfg(feature = "cuda")]
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
+
+#[cfg(not(feature = "cuda"))]
+pub(crate) use without_cuda::{Located, View, ViewMut};
+
+/// The views of a build that has no GPU: lifetimes, and no values.
+#[cfg(not(feature = "cuda"))]
+mod without_cuda {
+    pub(crate) trait Located<'a> {}
+    pub(crate) type View<'a> = &'a [u8];
+    pub(crate) type ViewMut<'a> = &'a mut [u8];
+    impl<'a> Located<'a> for View<'a> {}
+    impl<'a> Located<'a> for ViewMut<'a> {}
+}
 
 /// The type of a parameter's or a gradient's elements.
 ///
@@ -141,30 +154,21 @@ fn low_half(bits: u32) -> u16 {
     bits as u16
 }
 
-/// A run of elements somewhere in memory, borrowed for as long as the place says.
+/// A run of elements somewhere in memory. `V` is [`View`] for a gradient, [`ViewMut`] for a parameter.
 #[derive(Debug)]
-pub(crate) struct Elements<P> {
-    pub(crate) place: P,
+pub(crate) struct Elements<V> {
+    pub(crate) place: Place<V>,
     pub(crate) dtype: Dtype,
     pub(crate) len: usize,
 }
 
-/// Where a parameter lies.
+/// Where they lie: borrowed as `V` is, but for a raw address.
 #[derive(Debug)]
-pub(crate) enum PlaceMut<'a> {
-    Host(u64, PhantomData<&'a mut [u8]>),
+pub(crate) enum Place<V> {
+    Host(u64, PhantomData<V>),
     Raw(u64),
     #[cfg(feature = "cuda")]
-    Cuda(ViewMut<'a>),
-}
-
-/// Where a gradient lies.
-#[derive(Debug)]
-pub(crate) enum Place<'a> {
-    Host(u64, PhantomData<&'a [u8]>),
-    Raw(u64),
-    #[cfg(feature = "cuda")]
-    Cuda(View<'a>),
+    Cuda(V),
 }
 
 /// A parameter: `&mut` of a slice, array or `Vec` on the CPU, of a `CudaSlice` or a `CudaViewMut` on a GPU; made by
@@ -175,7 +179,7 @@ pub(crate) enum Place<'a> {
 /// let param = fused_adamw::Param::from(&mut weights);
 /// ```
 #[derive(Debug)]
-pub struct Param<'a>(pub(crate) Elements<PlaceMut<'a>>);
+pub struct Param<'a>(pub(crate) Elements<ViewMut<'a>>);
 
 /// A gradient, or none: `&` of a slice, array or `Vec` on the CPU, of a `CudaSlice` or a `CudaView` on a GPU, or an
 /// `Option` of one of them; made by [`Into`].
@@ -185,11 +189,11 @@ pub struct Param<'a>(pub(crate) Elements<PlaceMut<'a>>);
 /// let none = fused_adamw::Grad::from(None::<&[f32]>);
 /// ```
 #[derive(Debug)]
-pub struct Grad<'a>(pub(crate) Option<Elements<Place<'a>>>);
+pub struct Grad<'a>(pub(crate) Option<Elements<View<'a>>>);
 
 impl<'a, T: Float> From<&'a mut [T]> for Param<'a> {
     fn from(slice: &'a mut [T]) -> Self {
-        let place = PlaceMut::Host(slice.as_mut_ptr().expose_provenance() as u64, PhantomData);
+        let place = Place::Host(slice.as_mut_ptr().expose_provenance() as u64, PhantomData);
         Self(Elements { place, dtype: T::DTYPE, len: slice.len() })
     }
 }
@@ -229,7 +233,7 @@ impl<'a, T: Float, const N: usize> From<&'a [T; N]> for Grad<'a> {
 impl<'a, T: Float> From<CudaViewMut<'a, T>> for Param<'a> {
     fn from(view: CudaViewMut<'a, T>) -> Self {
         let len = view.len();
-        Self(Elements { place: PlaceMut::Cuda(T::view_mut(view)), dtype: T::DTYPE, len })
+        Self(Elements { place: Place::Cuda(T::view_mut(view)), dtype: T::DTYPE, len })
     }
 }
 
@@ -328,7 +332,7 @@ impl<'a> Pair<'a> {
     #[must_use]
     pub unsafe fn from_raw(param: u64, param_dtype: Dtype, grad: u64, grad_dtype: Dtype, len: usize) -> Self {
         Self {
-            param: Param(Elements { place: PlaceMut::Raw(param), dtype: param_dtype, len }),
+            param: Param(Elements { place: Place::Raw(param), dtype: param_dtype, len }),
             grad: Grad(Some(Elements { place: Place::Raw(grad), dtype: grad_dtype, len })),
         }
     }
