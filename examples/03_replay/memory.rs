@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
-use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, DriverError, ValidAsZeroBits};
+use fused_adamw::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, DriverError, ValidAsZeroBits};
 use fused_adamw::{Device, Dtype, Grad, Param};
 use half::{bf16, f16};
 
@@ -14,8 +14,9 @@ use crate::values::Values;
 #[derive(Debug)]
 pub(crate) enum Slot {
     Host(Typed<Vec<f16>, Vec<bf16>, Vec<f32>>),
+    /// With its length: the driver refuses to allocate 0 bytes, so that an empty tensor is no part of one element.
     #[cfg(feature = "cuda")]
-    Cuda(Typed<CudaSlice<f16>, CudaSlice<bf16>, CudaSlice<f32>>, Arc<CudaStream>),
+    Cuda(Typed<CudaSlice<f16>, CudaSlice<bf16>, CudaSlice<f32>>, usize),
 }
 
 /// One of three owners of elements.
@@ -38,7 +39,7 @@ impl Slot {
                 Typed::Bf16(x) => Typed::Bf16(copy_up(stream, x)?),
                 Typed::F32(x) => Typed::F32(copy_up(stream, x)?),
             };
-            return Ok(Self::Cuda(typed, stream.clone()));
+            return Ok(Self::Cuda(typed, values.len()));
         }
         Ok(Self::Host(host))
     }
@@ -50,11 +51,11 @@ impl Slot {
             Self::Host(Typed::Bf16(x)) => Values::Bf16(x),
             Self::Host(Typed::F32(x)) => Values::F32(x),
             #[cfg(feature = "cuda")]
-            Self::Cuda(Typed::F16(x), stream) => Values::F16(stream.clone_dtoh(&x)?),
+            Self::Cuda(Typed::F16(x), len) => Values::F16(copy_down(&x, len)?),
             #[cfg(feature = "cuda")]
-            Self::Cuda(Typed::Bf16(x), stream) => Values::Bf16(stream.clone_dtoh(&x)?),
+            Self::Cuda(Typed::Bf16(x), len) => Values::Bf16(copy_down(&x, len)?),
             #[cfg(feature = "cuda")]
-            Self::Cuda(Typed::F32(x), stream) => Values::F32(stream.clone_dtoh(&x)?),
+            Self::Cuda(Typed::F32(x), len) => Values::F32(copy_down(&x, len)?),
         })
     }
 
@@ -72,11 +73,11 @@ impl Slot {
             Self::Host(Typed::Bf16(x)) => x.into(),
             Self::Host(Typed::F32(x)) => x.into(),
             #[cfg(feature = "cuda")]
-            Self::Cuda(Typed::F16(x), _) => x.into(),
+            Self::Cuda(Typed::F16(x), len) => x.slice_mut(..*len).into(),
             #[cfg(feature = "cuda")]
-            Self::Cuda(Typed::Bf16(x), _) => x.into(),
+            Self::Cuda(Typed::Bf16(x), len) => x.slice_mut(..*len).into(),
             #[cfg(feature = "cuda")]
-            Self::Cuda(Typed::F32(x), _) => x.into(),
+            Self::Cuda(Typed::F32(x), len) => x.slice_mut(..*len).into(),
         }
     }
 
@@ -86,11 +87,11 @@ impl Slot {
             Self::Host(Typed::Bf16(x)) => x.into(),
             Self::Host(Typed::F32(x)) => x.into(),
             #[cfg(feature = "cuda")]
-            Self::Cuda(Typed::F16(x), _) => x.into(),
+            Self::Cuda(Typed::F16(x), len) => x.slice(..*len).into(),
             #[cfg(feature = "cuda")]
-            Self::Cuda(Typed::Bf16(x), _) => x.into(),
+            Self::Cuda(Typed::Bf16(x), len) => x.slice(..*len).into(),
             #[cfg(feature = "cuda")]
-            Self::Cuda(Typed::F32(x), _) => x.into(),
+            Self::Cuda(Typed::F32(x), len) => x.slice(..*len).into(),
         }
     }
 }
@@ -115,8 +116,12 @@ fn narrowed(values: &Values) -> Typed<Vec<f16>, Vec<bf16>, Vec<f32>> {
     }
 }
 
-/// The driver refuses to allocate or copy 0 bytes: an empty tensor is an empty slice.
 #[cfg(feature = "cuda")]
 fn copy_up<T: DeviceRepr + ValidAsZeroBits>(stream: &Arc<CudaStream>, host: &[T]) -> Result<CudaSlice<T>, DriverError> {
-    if host.is_empty() { stream.null() } else { stream.clone_htod(host) }
+    if host.is_empty() { stream.alloc_zeros(1) } else { stream.clone_htod(host) }
+}
+
+#[cfg(feature = "cuda")]
+fn copy_down<T: DeviceRepr>(device: &CudaSlice<T>, len: usize) -> Result<Vec<T>, DriverError> {
+    if len == 0 { Ok(Vec::new()) } else { device.stream().clone_dtoh(device) }
 }
