@@ -96,7 +96,8 @@ fn build() -> Result<PathBuf, &'static str> {
     if !cfg!(target_os = "linux") || !source.exists() {
         return Err("this is not Linux, or not where the tests were built");
     }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated-driver");
+    let name = if sanitizer().is_some() { "emulated-driver-sanitized" } else { "emulated-driver" };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::create_dir_all(&folder).unwrap();
     // Another process may build, or load, the same files: each name appears at once and whole.
     let part = |name: &str| folder.join(format!("{name}.{}", std::process::id()));
