@@ -2,7 +2,7 @@
 """Makes traces (format adamw-trace/1, read by examples/03_replay) with PyTorch.
 
     python3 scripts/make_traces.py committed tests/traces
-    python3 scripts/make_traces.py random /tmp/traces --seed 7 --count 100 --impl fused
+    python3 scripts/make_traces.py random FOLDER --seed 7 --count 100 --impl fused
 
 Needs torch 2.15.0 (the committed traces were made with 2.15.0+cu132, on the CPU), numpy and safetensors 0.8.0.
 The same command with the same versions writes the same bytes.

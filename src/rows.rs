@@ -74,7 +74,8 @@ impl Tensor {
         let phase = self.phase_for(row.param, param);
         let at = |slot: Slot| arenas[slot.arena].address() + 4 * (slot.offset + phase) as u64;
         let head = (PHASES - phase) % PHASES;
-        let aligned = |address: u64, dtype: Dtype| (address + (head * dtype.size()) as u64).is_multiple_of(16);
+        let aligned =
+            |address: u64, dtype: Dtype| address.wrapping_add((head * dtype.size()) as u64).is_multiple_of(16);
         let flag = |on: bool, flag: u8| if on { flag } else { 0 };
         let master = self.master.filter(|_| param != Dtype::F32);
         #[expect(clippy::cast_possible_truncation, reason = "below 8")]

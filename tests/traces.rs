@@ -116,7 +116,7 @@ fn every_wrong_optimizer_fails_by_far() {
     }
 }
 
-/// `TRACES=/tmp/traces cargo test --release --test traces -- --ignored --nocapture`: the figures behind `bound.rs`.
+/// `TRACES=FOLDER cargo test --release --test traces -- --ignored --nocapture`: the figures behind `bound.rs`.
 #[test]
 #[ignore = "measures the traces of a folder of your own"]
 fn how_much_of_the_bound_is_used() {
