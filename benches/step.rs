@@ -62,17 +62,23 @@ impl Case {
         self.opt.step(self.params.iter_mut().zip(&self.grads)).expect("the list is the registered one");
     }
 
-    /// The same chunks on the same threads; only the arithmetic is missing.
-    fn read_modify_write(&mut self) {
+    /// The chunks that a step has, for the limit.
+    fn work(&mut self) -> Vec<Work<'_>> {
         const CHUNK: usize = 16 * 1024;
         let tensors = self.params.iter_mut().zip(&self.grads).zip(self.m.iter_mut().zip(&mut self.v));
-        let work: Vec<_> = tensors
-            .flat_map(|((p, g), (m, v))| {
-                p.chunks_mut(CHUNK).zip(g.chunks(CHUNK)).zip(m.chunks_mut(CHUNK).zip(v.chunks_mut(CHUNK)))
-            })
-            .collect();
-        work.into_par_iter().with_min_len(1).for_each(|((p, g), (m, v))| touch(p, g, m, v));
+        let chunks = tensors.flat_map(|((p, g), (m, v))| {
+            p.chunks_mut(CHUNK).zip(g.chunks(CHUNK)).zip(m.chunks_mut(CHUNK).zip(v.chunks_mut(CHUNK)))
+        });
+        chunks.map(|((p, g), (m, v))| (p, g, m, v)).collect()
     }
+}
+
+/// p, g, m, v of a chunk.
+type Work<'a> = (&'a mut [f32], &'a [f32], &'a mut [f32], &'a mut [f32]);
+
+/// The same memory on the same threads; only the arithmetic is missing.
+fn read_modify_write(work: &mut [Work<'_>]) {
+    work.par_iter_mut().for_each(|(p, g, m, v)| touch(p, g, m, v));
 }
 
 fn touch(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
@@ -97,7 +103,8 @@ fn criterion_benches(criterion: &mut Criterion) -> anyhow::Result<()> {
             let mut group = criterion.benchmark_group(format!("{name}, {threads} thread(s)"));
             group.sample_size(10).throughput(Throughput::Bytes(bytes as u64));
             let pool = pool(threads);
-            group.bench_function("limit", |b| b.iter(|| pool.install(|| case.read_modify_write())));
+            let mut work = case.work();
+            group.bench_function("limit", |b| b.iter(|| pool.install(|| read_modify_write(&mut work))));
             group.bench_function("step", |b| b.iter(|| pool.install(|| case.step())));
             group.finish();
         }
@@ -117,7 +124,12 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn share(case: &mut Case) -> (f64, f64) {
-    let rounds: Vec<_> = (0..ROUNDS).map(|_| (seconds(|| case.read_modify_write()), seconds(|| case.step()))).collect();
+    let round = |_| {
+        let mut work = case.work();
+        let limit = seconds(|| read_modify_write(&mut work));
+        (limit, seconds(|| case.step()))
+    };
+    let rounds: Vec<_> = (0..ROUNDS).map(round).collect();
     let limit = median(rounds.iter().map(|(limit, _)| *limit).collect());
     (limit, median(rounds.iter().map(|(limit, step)| limit / step).collect()))
 }
