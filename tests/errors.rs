@@ -260,3 +260,12 @@ proptest! {
         prop_assert!(AdamW::new(&Device::cpu(), tame, [4]).is_ok());
     }
 }
+
+// A compile error is the failure.
+#[test]
+fn an_optimizer_and_its_errors_can_go_to_another_thread() {
+    fn movable<T: Send + Sync>() {}
+    movable::<AdamW>();
+    movable::<Device>();
+    movable::<Error>();
+}
