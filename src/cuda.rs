@@ -177,7 +177,9 @@ pub(crate) struct Table<T> {
 }
 
 impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
+    /// Not in a capture: what is allocated there belongs to the graph.
     fn zeros(stream: &Arc<CudaStream>, len: usize, doing: &'static str) -> Result<Self> {
+        refuse_capture(stream)?;
         // Zero bytes cannot be allocated.
         let mut memory = stream.alloc_zeros::<T>(len.max(1)).map_err(while_doing(doing))?;
         let address = memory.device_ptr_mut(stream).0;
@@ -211,7 +213,7 @@ impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
     }
 }
 
-/// A copy that is captured would read the host's memory again at every replay of the graph.
+/// A copy that is captured would read the host's memory again at every replay of the graph, and not happen now.
 fn refuse_capture(stream: &CudaStream) -> Result<()> {
     let status = stream.capture_status().map_err(while_doing("ask whether the stream is captured"))?;
     if status == CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE { Ok(()) } else { Err(Error::Capturing) }

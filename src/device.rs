@@ -144,6 +144,15 @@ impl Device {
             Kind::Cuda(device) => device.alloc(len),
         }
     }
+
+    /// Where its memory is, in an error's words.
+    pub(crate) fn describe(&self) -> String {
+        match &self.0 {
+            Kind::Cpu(..) => HOST.into(),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(device) => crate::cuda::describe(device.stream.context()),
+        }
+    }
 }
 
 impl fmt::Display for Device {
@@ -165,6 +174,9 @@ fn with_sources(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
+
+/// The CPU's memory in an error's words.
+const HOST: &str = "host memory";
 
 /// What keeps the tensors of a step from being used too early by other streams: dropped after the launch.
 #[derive(Debug, Default)]
@@ -202,18 +214,5 @@ impl<'a> Guards<'a> {
         }
         let _ = (self.held, device);
         Ok(())
-    }
-}
-
-const HOST: &str = "host memory";
-
-impl Device {
-    /// Where its memory is, in an error's words.
-    pub(crate) fn describe(&self) -> String {
-        match &self.0 {
-            Kind::Cpu(..) => HOST.into(),
-            #[cfg(feature = "cuda")]
-            Kind::Cuda(device) => crate::cuda::describe(device.stream.context()),
-        }
     }
 }

@@ -285,9 +285,11 @@ pub enum Error {
         /// The driver's reason.
         source: cudarc::driver::DriverError,
     },
-    /// A table has to be uploaded while the stream is being captured into a graph.
+    /// Memory has to be allocated or a table uploaded while the stream is being captured into a graph.
     #[cfg(feature = "cuda")]
-    #[error("the stream is being captured, and the step has tables to upload: step once before with the same tensors")]
+    #[error(
+        "the stream is being captured, and there is memory to allocate or to upload: step before with the same tensors"
+    )]
     Capturing,
     /// The exception: the step **was** applied and counted, but its use of the tensors could not be recorded for
     /// other streams. Synchronize before another stream uses them.

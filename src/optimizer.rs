@@ -81,7 +81,8 @@ impl AdamW {
     ///
     /// # Errors
     /// [`Error::Config`] for a hyper-parameter out of its range, [`Error::GroupIndex`] for a group other than 0,
-    /// [`Error::TooManyElements`] above 2^40, [`Error::TooManyTensors`] from 2^32 on, [`Error::OutOfMemory`] or `Error::Driver` if the memory is not there.
+    /// [`Error::TooManyElements`] above 2^40, [`Error::TooManyTensors`] from 2^32 on, [`Error::OutOfMemory`] or
+    /// `Error::Driver` if the memory is not there, `Error::Capturing`.
     pub fn new<I>(device: &Device, config: AdamWConfig, tensors: I) -> Result<Self>
     where
         I: IntoIterator,
@@ -131,6 +132,9 @@ impl AdamW {
     /// gradient are as in the step before, nothing is copied to the GPU. (The table is copied once more in the second
     /// step of a 16-bit parameter, which is the first to read its master; and the scalars, a few KB, in every step with
     /// more than 112 different pairs of group and step count.)
+    ///
+    /// A step that is captured into a CUDA graph counts as applied although it has only been recorded, and its step
+    /// counts and hyper-parameters are constants of the graph: every replay repeats that one step.
     ///
     /// ```
     /// # use fused_adamw::{AdamW, AdamWConfig, Device};
@@ -204,7 +208,7 @@ impl AdamW {
 
     /// Memory for the masters of 16-bit parameters that have none: one more arena.
     fn add_masters(&mut self, pairs: &[Pair<'_>]) -> Result<()> {
-        let narrow = |pair: &Pair<'_>| pair.param.0.dtype != Dtype::F32 && pair.grad.0.is_some();
+        let narrow = |pair: &Pair<'_>| pair.param.0.dtype.is_narrow() && pair.grad.0.is_some();
         let mut layout = Layout { arena: self.arenas.len(), len: 0 };
         let lacking = self.tensors.iter().zip(pairs).map(|(tensor, pair)| tensor.master.is_none() && narrow(pair));
         let slots = lacking.zip(&self.tensors).enumerate().filter(|(_, (lacks, _))| *lacks);
@@ -260,7 +264,7 @@ impl AdamW {
     pub fn state(&self, index: usize) -> Result<TensorState> {
         let tensor = self.tensor(index)?;
         let read = |slot: Slot| self.arenas[slot.arena].read(slot.offset + tensor.phase, tensor.len);
-        let has_master = tensor.step > 0 && tensor.dtype != Some(Dtype::F32);
+        let has_master = tensor.step > 0 && tensor.dtype.is_some_and(Dtype::is_narrow);
         Ok(TensorState {
             step: tensor.step,
             m: read(tensor.m)?,

@@ -46,7 +46,7 @@ pub(crate) fn check_specs(specs: &[TensorSpec], groups: usize) -> Result<Vec<u64
 /// needed.
 pub(crate) fn lay_out(specs: &[TensorSpec], groups: &[AdamWConfig]) -> (Vec<Tensor>, Layout) {
     let amsgrad = |spec: &TensorSpec| groups[spec.group].amsgrad;
-    let narrow = |spec: &TensorSpec| spec.dtype.is_some_and(|dtype| dtype != Dtype::F32);
+    let narrow = |spec: &TensorSpec| spec.dtype.is_some_and(Dtype::is_narrow);
     let mut layout = Layout::default();
     let mut section = |needed: &dyn Fn(&TensorSpec) -> bool| -> Vec<Slot> {
         layout.section();

@@ -77,7 +77,7 @@ impl Tensor {
         let aligned =
             |address: u64, dtype: Dtype| address.wrapping_add((head * dtype.size()) as u64).is_multiple_of(16);
         let flag = |on: bool, flag: u8| if on { flag } else { 0 };
-        let master = self.master.filter(|_| param != Dtype::F32);
+        let master = self.master.filter(|_| param.is_narrow());
         #[expect(clippy::cast_possible_truncation, reason = "below 8")]
         let head_u8 = head as u8;
         TensorRow {

@@ -50,6 +50,11 @@ impl Dtype {
         }
     }
 
+    /// Whether its parameters have an f32 master.
+    pub(crate) const fn is_narrow(self) -> bool {
+        self.size() < Self::F32.size()
+    }
+
     /// As the tables write it.
     pub(crate) const fn code(self) -> u8 {
         match self {
@@ -119,7 +124,7 @@ macro_rules! float {
                 $narrow
             }
 
-            const NARROW: bool = size_of::<Self>() < size_of::<f32>();
+            const NARROW: bool = <$type as Float>::DTYPE.is_narrow();
 
             #[inline(always)]
             fn weights<'a>($param: &'a mut [Self], $master: &'a mut [f32]) -> (&'a mut [f32], &'a mut [Self]) {

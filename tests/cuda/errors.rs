@@ -222,6 +222,26 @@ fn a_captured_step_that_has_tables_to_copy_is_refused() {
     });
 }
 
+// An allocation that is captured belongs to the graph: the masters would lie in memory that no eager step may touch.
+#[test]
+fn the_first_step_of_a_16_bit_parameter_is_refused_in_a_capture_before_its_master_is_allocated() {
+    each_driver(|| {
+        let stream = CudaContext::new(0).unwrap().new_stream().unwrap();
+        // SAFETY: this test has one stream.
+        unsafe { stream.context().disable_event_tracking() };
+        let device = Device::cuda(&stream).unwrap();
+        let mut opt = AdamW::new(&device, AdamWConfig::default(), [4]).unwrap();
+        let grad = stream.clone_htod(&[1.0_f32; 4]).unwrap();
+        let mut p = stream.clone_htod(&[half::bf16::ONE; 4]).unwrap();
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+        let refused = [opt.step([(&mut p, &grad)]), AdamW::new(&device, AdamWConfig::default(), [4]).map(drop)];
+        drop(stream.end_capture(CUgraphInstantiate_flags(0)));
+        assert!(refused.iter().all(|result| matches!(result, Err(Error::Capturing))), "{refused:?}");
+        opt.step([(&mut p, &grad)]).unwrap();
+        assert_eq!((opt.state(0).unwrap().step, opt.state(0).unwrap().m), (1, vec![0.1; 4]));
+    });
+}
+
 // Which function a test forgot to emulate is said by name, not by a crash.
 #[test]
 fn a_function_that_the_emulated_driver_lacks_is_named() {

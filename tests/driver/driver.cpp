@@ -281,7 +281,11 @@ DRIVER cuEventRecord(Event* event, Stream* stream) { CALL(stream); events[event]
 // ---- the driver: memory ------------------------------------------------------------------------------------------
 
 DRIVER cuMemAlloc_v2(u64* start, size_t bytes) { CALL(nullptr); return allocate(start, bytes); }
-DRIVER cuMemAllocAsync(u64* start, size_t bytes, Stream* stream) { CALL(stream); return allocate(start, bytes); }
+DRIVER cuMemAllocAsync(u64* start, size_t bytes, Stream* stream) {
+    CALL(stream);
+    if (stream_of(stream).capturing) die("captured an allocation, which would be the graph's, of bytes", bytes);
+    return allocate(start, bytes);
+}
 DRIVER cuMemFree_v2(u64 start) { CALL(nullptr); return release(start); }
 DRIVER cuMemFreeAsync(u64 start, Stream* stream) { CALL(stream); return release(start); }
 
