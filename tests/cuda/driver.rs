@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::{CStr, CString, c_char, c_int, c_long};
 use std::fs;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 use fused_adamw::Device;
 use fused_adamw::cudarc::driver::sys::CUresult;
@@ -40,7 +41,8 @@ pub(crate) fn each_driver<F: Fn()>(body: F) {
         Ok(_) => body(),
         Err(error) => {
             assert!(env::var_os("FUSED_ADAMW_REQUIRE_GPU").is_none(), "no GPU: {error}");
-            eprintln!("SKIPPED on a GPU: {error}");
+            static ONCE: Once = Once::new();
+            ONCE.call_once(|| say(&format!("SKIPPED on a GPU, every test of this file: {error}")));
         }
     }
 }
@@ -78,13 +80,18 @@ fn run_child<F>(folder: &Path, switches: &[(&str, &str)]) {
     let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     assert!(output.status.success(), "{name} with {switches:?}: {}\n{stdout}\n{stderr}", output.status);
     assert!(stdout.contains("1 passed"), "{name} is not the name of a test: {stdout}");
-    stderr.lines().filter(|line| line.starts_with("SKIPPED")).for_each(|line| eprintln!("{line}"));
+    stderr.lines().filter(|line| line.starts_with("SKIPPED")).for_each(say);
+}
+
+/// Not by `eprintln!`: a test that passes would keep it to itself.
+fn say(line: &str) {
+    io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 /// Where the emulated driver is, built once; `None`, after saying so, where it cannot be.
 fn folder() -> Option<&'static Path> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let built = FOLDER.get_or_init(|| build().map_err(|why| eprintln!("SKIPPED, no emulated driver: {why}")).ok());
+    let built = FOLDER.get_or_init(|| build().map_err(|why| say(&format!("SKIPPED, no emulated driver: {why}"))).ok());
     let required = env::var_os("FUSED_ADAMW_REQUIRE_CXX").is_some();
     assert!(built.is_some() || !required, "no emulated driver");
     built.as_deref()
