@@ -1,0 +1,113 @@
+//! `cuda/ptx/resources.txt`: what the committed PTX takes of a GPU. `scripts/ptx make` writes it; where it is not what
+//! the pinned tools say now, for worse or for better, the test fails and shows the rows.
+
+use std::fmt::Display;
+use std::{env, fs};
+
+use fused_adamw::PTX_COMMITTED;
+
+use super::assemble::{NEWEST, OLDEST, Ptxas, Usage, compilers};
+use super::occupancy::occupancy;
+use super::rules::budget;
+use super::sass::{Accesses, Census, Sass};
+use super::text::{kernels, lanes, launch_bounds};
+
+const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda/ptx/resources.txt");
+
+const RESOURCES: &str = "
+Registers, stack and spilled bytes of a thread; shared memory of a block; constant memory with the arguments (not told
+from sm_90 on); the blocks and warps that one multiprocessor holds at once, and their share of the warps it can hold.
+";
+const ACCESSES: &str = "
+Instructions for sm_90 that access global memory, 16 bytes at a time (for f32, bf16 and f16) and fewer (table rows,
+scalars, arrays off a 16-byte boundary, the few elements before and after the vectors). Second: 16-byte loads that 8
+elements of f32 take and 8 of 16 bits do not. Generic and local accesses. Calls, but for slow paths of / and sqrt.
+";
+const INSTRUCTIONS: &str = "
+Instructions an element, for sm_90: the longest way through the main loop (all dtypes, alignments and options) that takes
+no slow path of / or sqrt. Float and integer together, the arithmetic, have a budget.
+";
+
+#[test]
+fn the_table_of_resources_is_current() {
+    let Some(_) = compilers() else { return };
+    let now = table();
+    if env::var_os("FUSED_ADAMW_WRITE_RESOURCES").is_some() {
+        return fs::write(TABLE, now).expect(TABLE);
+    }
+    let committed = fs::read_to_string(TABLE).unwrap_or_default();
+    let changes = lines_without(&committed, &now, '-') + &lines_without(&now, &committed, '+');
+    assert!(now == committed, "cuda/ptx/resources.txt is stale. If this is meant, run scripts/ptx make:\n{changes}");
+}
+
+/// The lines of a text that another one does not have.
+fn lines_without(text: &str, other: &str, mark: char) -> String {
+    let missing = text.lines().filter(|line| other.lines().all(|known| known != *line));
+    missing.map(|line| format!("{mark} {line}\n")).collect()
+}
+
+fn table() -> String {
+    let text = NEWEST.sass(PTX_COMMITTED, 90);
+    let codes: Vec<_> = kernels(PTX_COMMITTED).into_iter().map(|kernel| (kernel, Sass::of(&text, kernel))).collect();
+    let title = "The committed PTX. Made by scripts/ptx, checked by tests/ptx.\n";
+    let (newest, oldest) = (resources(&NEWEST), resources(&OLDEST));
+    let (accesses, instructions) = (accesses(&codes), instructions(&codes));
+    format!("{title}{RESOURCES}\n{newest}\n{oldest}{ACCESSES}\n{accesses}{INSTRUCTIONS}\n{instructions}")
+}
+
+fn resources(ptxas: &Ptxas) -> String {
+    let heads = ["registers", "stack", "stores", "loads", "shared", "constant", "blocks", "warps", "share"];
+    let mut table = row(&format!("ptxas {}", ptxas.version), heads);
+    for &sm in ptxas.architectures {
+        let usages = ptxas.usage(PTX_COMMITTED, sm);
+        table.extend(usages.iter().map(|usage| row(&format!("{} sm_{sm}", usage.kernel), figures(sm, usage))));
+    }
+    table
+}
+
+fn figures(sm: u32, usage: &Usage) -> [String; 9] {
+    let Usage { registers, stack, spill_stores, spill_loads, shared, .. } = *usage;
+    let held = occupancy(sm, launch_bounds(PTX_COMMITTED, &usage.kernel).0, usage);
+    let constant = usage.constant.map_or("-".to_owned(), |bytes| bytes.to_string());
+    let [registers, stack, stores, loads, shared, blocks, warps] =
+        [registers, stack, spill_stores, spill_loads, shared, held.blocks, held.warps].map(|n| n.to_string());
+    [registers, stack, stores, loads, shared, constant, blocks, warps, format!("{}%", held.percent)]
+}
+
+fn accesses(codes: &[(&str, Sass<'_>)]) -> String {
+    let mut table = row("", ["LDG.128", "STG.128", "LDG", "STG", "second", "generic", "local", "calls"]);
+    for (kernel, sass) in codes {
+        table += &row(kernel, counts(&sass.accesses()));
+        if let Some(round) = sass.accesses_a_round().filter(|_| lanes(kernel).is_some()) {
+            table += &row("  its main loop", counts(&round));
+        }
+    }
+    table
+}
+
+fn counts(of: &Accesses) -> [usize; 8] {
+    let Accesses { wide_loads, wide_stores, narrow_loads, narrow_stores, second_halves, generic, local, calls } = *of;
+    [wide_loads, wide_stores, narrow_loads, narrow_stores, second_halves, generic, local, calls]
+}
+
+fn instructions(codes: &[(&str, Sass<'_>)]) -> String {
+    let mut table = row("", ["float", "integer", "float+int", "budget", "memory", "control", "all"]);
+    for (kernel, sass) in codes {
+        let Some(lanes) = lanes(kernel) else { continue };
+        let round = sass.longest_round().expect("a loop");
+        let Census { float, integer, memory, control } = round;
+        let counts = [float, integer, round.arithmetic(), budget(lanes) * lanes, memory, control, round.all()];
+        table += &row(kernel, counts.map(|count| per_element(count, lanes)));
+    }
+    table
+}
+
+/// With two decimals, exactly: a thread updates 4 or 8 elements at a time.
+fn per_element(count: usize, lanes: usize) -> String {
+    let hundredths = 100 * count / lanes;
+    format!("{}.{:02}", hundredths / 100, hundredths % 100)
+}
+
+fn row<const N: usize>(name: &str, cells: [impl Display; N]) -> String {
+    cells.iter().fold(format!("{name:<20}"), |row, cell| format!("{row}{cell:>10}")).trim_end().to_owned() + "\n"
+}
