@@ -4,7 +4,7 @@
 //! A test on that driver runs in a process of its own, because cudarc looks for libcuda once a process. The parity
 //! tests run on this machine's driver too, if it has one. Without a C++ compiler or a GPU a test skips aloud;
 //! `FUSED_ADAMW_REQUIRE_CXX=1` and `FUSED_ADAMW_REQUIRE_GPU=1` make that a failure. `FUSED_ADAMW_SANITIZE=1` builds
-//! the driver with AddressSanitizer and UndefinedBehaviorSanitizer (g++).
+//! the driver with AddressSanitizer and UndefinedBehaviorSanitizer (g++); `FUSED_ADAMW_EMULATED=0` leaves it out.
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "tests: clippy.toml allows it in the functions marked as such alone")]
 

@@ -26,6 +26,8 @@ pub(crate) fn emulated<F: FnOnce()>(switches: &[(&str, &str)], body: F) {
     }
     if let Some(folder) = folder() {
         run_child::<F>(folder, switches);
+    } else if emulation_is_off() {
+        say(&format!("SKIPPED {}", name_of::<F>()));
     }
 }
 
@@ -52,6 +54,9 @@ pub(crate) fn without_driver<F: FnOnce()>(body: F) {
     if env::var_os(CHILD).is_some() {
         return body();
     }
+    if emulation_is_off() {
+        return say(&format!("SKIPPED {}", name_of::<F>()));
+    }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-driver");
     fs::create_dir_all(&folder).unwrap();
     for name in NAMES {
@@ -65,9 +70,7 @@ const NAMES: [&str; 2] = ["libcuda.so", "libcuda.so.1"];
 
 /// Runs the one test whose body is `F` again, with `folder` the first place in which libcuda is looked for.
 fn run_child<F>(folder: &Path, switches: &[(&str, &str)]) {
-    // `cuda::parity::name_of_test::{{closure}}`
-    let name = std::any::type_name::<F>().split("::").collect::<Vec<_>>();
-    let name = name[1..name.len() - 1].join("::");
+    let name = name_of::<F>();
     let mut folders = vec![folder.to_path_buf()];
     folders.extend(env::var_os("LD_LIBRARY_PATH").iter().flat_map(env::split_paths));
     let mut child = Command::new(env::current_exe().unwrap());
@@ -83,6 +86,17 @@ fn run_child<F>(folder: &Path, switches: &[(&str, &str)]) {
     stderr.lines().filter(|line| line.starts_with("SKIPPED")).for_each(say);
 }
 
+/// Of the test that `F` is the body of: `cuda::parity::name_of_test::{{closure}}`.
+fn name_of<F>() -> String {
+    let name = std::any::type_name::<F>().split("::").collect::<Vec<_>>();
+    name[1..name.len() - 1].join("::")
+}
+
+/// Whether the tests take this machine's driver alone: where they were not built, no folder is theirs to write.
+fn emulation_is_off() -> bool {
+    env::var_os("FUSED_ADAMW_EMULATED").is_some_and(|value| value == "0")
+}
+
 /// Not by `eprintln!`: a test that passes would keep it to itself.
 fn say(line: &str) {
     io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
@@ -90,6 +104,9 @@ fn say(line: &str) {
 
 /// Where the emulated driver is, built once; `None`, after saying so, where it cannot be.
 fn folder() -> Option<&'static Path> {
+    if emulation_is_off() {
+        return None;
+    }
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     let built = FOLDER.get_or_init(|| build().map_err(|why| say(&format!("SKIPPED, no emulated driver: {why}"))).ok());
     let required = env::var_os("FUSED_ADAMW_REQUIRE_CXX").is_some();
