@@ -1,0 +1,68 @@
+//! Which lists are stepped, in which dtype, and as much of each as fits.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lists;
+
+/// What stays of every length where only the program is tried.
+const SMALL: usize = 10_000;
+
+/// A list of tensors as it is stepped, by us and by peers: they read it from one file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct List {
+    pub(crate) name: String,
+    /// Of parameters and gradients: `f32` or `bf16`.
+    pub(crate) dtype: String,
+    /// Of the whole list; `lengths` has those that fit, from the first on.
+    pub(crate) of_tensors: usize,
+    pub(crate) of_elements: usize,
+    pub(crate) lengths: Vec<usize>,
+}
+
+impl fmt::Display for List {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, dtype, of_tensors, of_elements, lengths } = self;
+        let elements: usize = lengths.iter().sum();
+        write!(f, "{name} {dtype}: {} of {of_tensors} tensors, {elements} of {of_elements} elements", lengths.len())
+    }
+}
+
+/// f32: parameter, gradient, m, v. bf16: parameter, gradient, and in f32 master, m, v.
+const BYTES_AN_ELEMENT: usize = 16;
+
+pub(crate) fn lists(free_bytes: usize, small: bool) -> Vec<List> {
+    let all = [
+        ("one of 256M", "f32", vec![256 << 20]),
+        ("GPT-2 124M", "f32", lists::gpt2()),
+        ("GPT-2 124M", "bf16", lists::gpt2()),
+        ("ResNet-50", "f32", lists::resnet50()),
+        ("1,000 of 1,000", "f32", vec![1_000; 1_000]),
+        ("10,000 of 1,000", "f32", vec![1_000; 10_000]),
+        ("Llama-3-8B", "f32", lists::llama3_8b()),
+        ("Llama-3-8B", "bf16", lists::llama3_8b()),
+    ];
+    // A tenth is for the tables, the fragments, and what the driver takes.
+    let fitting = free_bytes / 10 * 9 / BYTES_AN_ELEMENT;
+    let list = |(name, dtype, whole): (&str, &str, Vec<usize>)| List {
+        name: name.into(),
+        dtype: dtype.into(),
+        of_tensors: whole.len(),
+        of_elements: whole.iter().sum(),
+        lengths: fit(if small { whole.iter().map(|len| len.div_ceil(SMALL)).collect() } else { whole }, fitting),
+    };
+    all.map(list).into()
+}
+
+/// The longest beginning of no more than `elements`.
+fn fit(mut lengths: Vec<usize>, elements: usize) -> Vec<usize> {
+    let mut sum = 0;
+    let too_many = |len: &usize| {
+        sum += len;
+        sum > elements
+    };
+    let end = lengths.iter().position(too_many).unwrap_or(lengths.len());
+    lengths.truncate(end);
+    lengths
+}
