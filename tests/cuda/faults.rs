@@ -49,6 +49,7 @@ fn fail_each_call(mut twins: Twins, mut change: impl FnMut(&mut Twins)) -> usize
                 assert!(failed, "call {k}: {error}");
                 assert_is_ours(&error);
                 if matches!(error, Error::NotRecorded { .. }) {
+                    twins.gpu.device().stream().unwrap().synchronize().unwrap();
                     twins.cpu_step(ALL, |_| true).unwrap();
                 } else {
                     assert!(twins.gpu_bits() == before, "call {k}: {error}, and something has changed");

@@ -95,8 +95,10 @@ fn no_record_is_lost_when_a_step_launches_nothing() {
 fn without_event_tracking_several_streams_cost_nothing() {
     emulated(&[], || {
         let mut twins = two_streams(7);
-        // SAFETY: nothing of this test is in flight.
-        unsafe { twins.gpu.device().stream().unwrap().context().disable_event_tracking() };
+        let stream = twins.gpu.device().stream().unwrap().clone();
+        // SAFETY: this test waits by itself.
+        unsafe { stream.context().disable_event_tracking() };
         assert_eq!(calls(|| twins.gpu_step(ALL, |_| true).unwrap()), counts([("cuLaunchKernel", 1)]));
+        stream.synchronize().unwrap();
     });
 }

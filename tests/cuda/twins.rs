@@ -197,9 +197,10 @@ impl Tensor {
 /// Two optimizers and their tensors.
 #[derive(Debug)]
 pub(crate) struct Twins {
+    /// Dropped before the optimizer, and with it the last stream: cudarc then waits no longer for other streams.
+    pub(crate) tensors: Vec<Tensor>,
     pub(crate) cpu: AdamW,
     pub(crate) gpu: AdamW,
-    pub(crate) tensors: Vec<Tensor>,
     /// Where the tensors are allocated.
     stream: Arc<CudaStream>,
     values: Values,
