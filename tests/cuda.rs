@@ -12,6 +12,12 @@
 mod calls;
 #[path = "cuda/driver.rs"]
 mod driver;
+#[path = "cuda/emulator.rs"]
+mod emulator;
+#[path = "cuda/emulator_order.rs"]
+mod emulator_order;
+#[path = "cuda/emulator_wrong.rs"]
+mod emulator_wrong;
 #[path = "cuda/errors.rs"]
 mod errors;
 #[path = "cuda/faults.rs"]

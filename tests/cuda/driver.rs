@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::{CStr, CString, c_char, c_int, c_long};
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::{Once, OnceLock};
 
 use fused_adamw::Device;
@@ -24,10 +25,9 @@ pub(crate) fn emulated<F: FnOnce()>(switches: &[(&str, &str)], body: F) {
             body()
         };
     }
-    if let Some(folder) = folder() {
-        run_child::<F>(folder, switches);
-    } else if emulation_is_off() {
-        say(&format!("SKIPPED {}", name_of::<F>()));
+    match folder() {
+        Some(folder) => run_child::<F>(folder, switches),
+        None => say_if_off::<F>(),
     }
 }
 
@@ -55,7 +55,7 @@ pub(crate) fn without_driver<F: FnOnce()>(body: F) {
         return body();
     }
     if emulation_is_off() {
-        return say(&format!("SKIPPED {}", name_of::<F>()));
+        return say_if_off::<F>();
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-driver");
     fs::create_dir_all(&folder).unwrap();
@@ -70,6 +70,14 @@ const NAMES: [&str; 2] = ["libcuda.so", "libcuda.so.1"];
 
 /// Runs the one test whose body is `F` again, with `folder` the first place in which libcuda is looked for.
 fn run_child<F>(folder: &Path, switches: &[(&str, &str)]) {
+    let (name, output) = child::<F>(folder, switches);
+    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    assert!(output.status.success(), "{name} with {switches:?}: {}\n{stdout}\n{stderr}", output.status);
+    assert!(stdout.contains("1 passed"), "{name} is not the name of a test: {stdout}");
+    stderr.lines().filter(|line| line.starts_with("SKIPPED")).for_each(say);
+}
+
+fn child<F>(folder: &Path, switches: &[(&str, &str)]) -> (String, Output) {
     let name = name_of::<F>();
     let mut folders = vec![folder.to_path_buf()];
     folders.extend(env::var_os("LD_LIBRARY_PATH").iter().flat_map(env::split_paths));
@@ -80,10 +88,30 @@ fn run_child<F>(folder: &Path, switches: &[(&str, &str)]) {
         child.env("LD_PRELOAD", asan).env("ASAN_OPTIONS", "detect_leaks=0");
     }
     let output = child.output().unwrap();
-    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
-    assert!(output.status.success(), "{name} with {switches:?}: {}\n{stdout}\n{stderr}", output.status);
-    assert!(stdout.contains("1 passed"), "{name} is not the name of a test: {stdout}");
-    stderr.lines().filter(|line| line.starts_with("SKIPPED")).for_each(say);
+    (name, output)
+}
+
+/// Runs `body`, the whole of a test, on the emulated driver, which is to stop the process and say `message`; or, built
+/// with a sanitizer, to have that stop it.
+pub(crate) fn emulated_dies<F: FnOnce()>(switches: &[(&str, &str)], message: &str, body: F) {
+    if env::var_os(CHILD).is_some() {
+        return body();
+    }
+    let Some(folder) = folder() else { return say_if_off::<F>() };
+    let (name, output) = child::<F>(folder, switches);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let sanitized =
+        sanitizer().is_some() && (stderr.contains("ERROR: AddressSanitizer") || stderr.contains("runtime error:"));
+    let said = stderr.lines().any(|line| line.starts_with("emulated driver: ") && line.contains(message));
+    assert!(!output.status.success() && (said || sanitized), "{name}: {}\n{stderr}", output.status);
+}
+
+/// [`emulated_dies`] for what no sanitizer sees, and what the emulator does not see when it is built with one: races
+/// and reads of what was never written.
+pub(crate) fn emulated_dies_if_told<F: FnOnce()>(switches: &[(&str, &str)], message: &str, body: F) {
+    if sanitizer().is_none() {
+        emulated_dies(switches, message, body);
+    }
 }
 
 /// Of the test that `F` is the body of: `cuda::parity::name_of_test::{{closure}}`.
@@ -95,6 +123,13 @@ fn name_of<F>() -> String {
 /// Whether the tests take this machine's driver alone: where they were not built, no folder is theirs to write.
 fn emulation_is_off() -> bool {
     env::var_os("FUSED_ADAMW_EMULATED").is_some_and(|value| value == "0")
+}
+
+/// Where the emulator has not been built because nobody wants it, each test says that it did nothing.
+fn say_if_off<F>() {
+    if emulation_is_off() {
+        say(&format!("SKIPPED {}", name_of::<F>()));
+    }
 }
 
 /// Not by `eprintln!`: a test that passes would keep it to itself.
@@ -114,27 +149,87 @@ fn folder() -> Option<&'static Path> {
     built.as_deref()
 }
 
+/// Where the sources lie: the emulator's, and the kernels'. Another folder gets an emulated driver of its own.
+fn sources() -> [PathBuf; 2] {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = |variable, otherwise| env::var_os(variable).map_or(manifest.join(otherwise), PathBuf::from);
+    [folder("FUSED_ADAMW_TEST_DRIVER_SOURCES", "tests/driver"), folder("FUSED_ADAMW_TEST_CUDA", "cuda")]
+}
+
 fn build() -> Result<PathBuf, &'static str> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/driver/driver.cpp");
+    let sources = sources();
     let cxx = cxx().ok_or("there is no C++ compiler")?;
-    if !cfg!(target_os = "linux") || !source.exists() {
+    if !cfg!(target_os = "linux") || sources.iter().any(|folder| !folder.exists()) {
         return Err("this is not Linux, or not where the tests were built");
     }
-    let name = if sanitizer().is_some() { "emulated-driver-sanitized" } else { "emulated-driver" };
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder_name(&sources));
     fs::create_dir_all(&folder).unwrap();
     // Another process may build, or load, the same files: each name appears at once and whole.
     let part = |name: &str| folder.join(format!("{name}.{}", std::process::id()));
-    let mut command = Command::new(cxx);
-    command.args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function"]);
-    command.args(["-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-o"]).arg(part(NAMES[0]));
-    if sanitizer().is_some() {
-        command.args(["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]);
+    let objects = OBJECTS.map(|name| (name, part(name)));
+    let command = |name: &str, object: &Path| compile(&cxx, &sources, name, object);
+    let recipe = format!("{:?}", OBJECTS.map(|name| command(name, Path::new(name))));
+    if !is_current(&folder, &sources, &recipe) {
+        let children = objects.each_ref().map(|(name, object)| command(name, object).spawn().unwrap());
+        let compiled = children.map(|mut child| child.wait().unwrap().success());
+        assert_eq!(compiled, [true; 2], "the emulated driver does not compile");
+        let mut link = Command::new(&cxx);
+        link.args(["-shared", "-Wl,-z,defs"]).args(sanitize()).args(objects.each_ref().map(|(_, object)| object));
+        let linked = link.arg("-o").arg(part(NAMES[0])).status().unwrap().success();
+        assert!(linked, "the emulated driver does not link");
+        objects.iter().for_each(|(_, object)| fs::remove_file(object).unwrap());
+        fs::copy(part(NAMES[0]), part(NAMES[1])).unwrap();
+        fs::write(part(RECIPE), recipe).unwrap();
+        NAMES.into_iter().chain([RECIPE]).for_each(|name| fs::rename(part(name), folder.join(name)).unwrap());
     }
-    assert!(command.arg(source).status().unwrap().success(), "tests/driver/driver.cpp does not compile");
-    fs::copy(part(NAMES[0]), part(NAMES[1])).unwrap();
-    NAMES.into_iter().for_each(|name| fs::rename(part(name), folder.join(name)).unwrap());
     Ok(folder)
+}
+
+fn folder_name(sources: &[PathBuf; 2]) -> String {
+    let mut name = String::from("emulated-driver");
+    if sanitizer().is_some() {
+        name += "-sanitized";
+    }
+    if env::var_os("FUSED_ADAMW_TEST_CUDA").is_some() || env::var_os("FUSED_ADAMW_TEST_DRIVER_SOURCES").is_some() {
+        let mut hasher = DefaultHasher::new();
+        sources.hash(&mut hasher);
+        name += &format!("-{:016x}", hasher.finish());
+    }
+    name
+}
+
+/// Compiled at once, the second with the hooks.
+const OBJECTS: [&str; 2] = ["driver", "kernels"];
+
+/// How a build was made, beside it.
+const RECIPE: &str = "recipe";
+
+/// Whether the folder holds a build by the same commands, newer than every source.
+fn is_current(folder: &Path, sources: &[PathBuf; 2], recipe: &str) -> bool {
+    let changed = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
+    let built = NAMES.iter().map(|name| changed(&folder.join(name))).min().flatten();
+    let files = sources.iter().flat_map(|folder| fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path());
+    fs::read_to_string(folder.join(RECIPE)).is_ok_and(|old| old == recipe)
+        && built.is_some()
+        && files.into_iter().all(|file| changed(&file) < built)
+}
+
+fn compile(cxx: &str, [driver, cuda]: &[PathBuf; 2], name: &str, object: &Path) -> Command {
+    let mut command = Command::new(cxx);
+    command.args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function", "-fPIC"]);
+    command.args(["-ffp-contract=off", "-fno-strict-aliasing", "-fno-extern-tls-init", "-fvisibility=hidden"]);
+    match sanitize() {
+        // The hooks of tests/driver/access.h, and none of the sanitizer's own library.
+        [] if name == "kernels" => command.args(["-fsanitize=thread,bounds", "-fno-sanitize-recover=all"]),
+        flags => command.args(flags),
+    };
+    command.arg("-I").arg(cuda).arg("-c").arg(driver.join(name).with_extension("cpp")).arg("-o").arg(object);
+    command
+}
+
+fn sanitize() -> &'static [&'static str] {
+    let flags = &["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+    if sanitizer().is_some() { flags } else { &[] }
 }
 
 fn cxx() -> Option<String> {
@@ -206,6 +301,19 @@ pub(crate) fn has_failed() -> bool {
     let pending = function::<extern "C" fn() -> c_int>("emulated_fault_pending")() != 0;
     fail("", 0, CUresult::CUDA_SUCCESS);
     !pending
+}
+
+/// Bytes of device memory that kernels loaded and stored since this was asked last.
+pub(crate) fn traffic() -> (u64, u64) {
+    let (mut loads, mut stores) = (0, 0);
+    function::<extern "C" fn(*mut u64, *mut u64)>("emulated_traffic")(&raw mut loads, &raw mut stores);
+    (loads, stores)
+}
+
+/// How many of the driver's objects there are: `streams`, `events`, `modules`, `graphs`.
+pub(crate) fn live(what: &str) -> u64 {
+    let what = CString::new(what).unwrap();
+    function::<extern "C" fn(*const c_char) -> u64>("emulated_live")(what.as_ptr())
 }
 
 /// How many allocations of device memory there are.
