@@ -9,12 +9,13 @@ use crate::error::{Error, Result};
 use crate::table::{Chunk, INLINE_SCALARS, InlineScalars, StepScalars, TensorRow, dtypes, row_flags};
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtrMut, DeviceRepr, DriverError, LaunchConfig,
-    PushKernelArg, SyncOnDrop, ValidAsZeroBits,
+    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
+    SyncOnDrop, ValidAsZeroBits, result,
 };
 use cudarc::nvrtc::Ptx;
 use std::collections::HashSet;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// The kernels as this build compiled them, and by what.
@@ -168,33 +169,37 @@ fn isa_version(ptx: &str) -> &str {
     ptx.lines().find_map(|line| line.strip_prefix(".version ")).map_or("?", str::trim)
 }
 
-/// Device memory of the optimizer's own. Its address is taken once, without a guard for every use: it is used on its
-/// own stream alone, where uses and the final free are in order.
+/// Device memory of the optimizer's own. It is used on its own stream alone, where uses and the final free are in
+/// order; so it needs none of the events of cudarc's `CudaSlice`, which is forgotten, not freed, if they cannot be made.
 #[derive(Debug)]
 pub(crate) struct Table<T> {
-    memory: CudaSlice<T>,
     pub(crate) address: u64,
+    len: usize,
+    stream: Arc<CudaStream>,
+    element: PhantomData<T>,
 }
 
 impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
     /// Not in a capture: what is allocated there belongs to the graph.
     fn zeros(stream: &Arc<CudaStream>, len: usize, doing: &'static str) -> Result<Self> {
         refuse_capture(stream)?;
-        // Zero bytes cannot be allocated.
-        let mut memory = stream.alloc_zeros::<T>(len.max(1)).map_err(while_doing(doing))?;
-        let address = memory.device_ptr_mut(stream).0;
-        // Between streams, waiting and recording have no error to return; the context keeps it for us to ask.
-        stream.context().check_err().map_err(while_doing(doing))?;
-        Ok(Self { memory, address })
+        let bytes = len.max(1) * size_of::<T>(); // zero bytes cannot be allocated
+        let address = allocate(stream, bytes).map_err(while_doing(doing))?;
+        let table = Self { address, len, stream: stream.clone(), element: PhantomData };
+        // SAFETY: the whole of a new allocation, which `table` frees on this stream.
+        unsafe { result::memset_d8_async(address, 0, bytes, stream.cu_stream()) }.map_err(while_doing(doing))?;
+        Ok(table)
     }
 
     fn upload(&mut self, from: &[T], doing: &'static str) -> Result<()> {
-        let stream = self.memory.stream().clone();
         if from.is_empty() {
             return Ok(());
         }
-        refuse_capture(&stream)?;
-        stream.memcpy_htod(from, &mut self.memory).map_err(while_doing(doing))
+        refuse_capture(&self.stream)?;
+        assert!(from.len() <= self.len, "a table is as long as what it holds");
+        // SAFETY: within the allocation. The driver has taken its copy of memory that is not page-locked when it
+        // returns.
+        unsafe { result::memcpy_htod_async(self.address, from, self.stream.cu_stream()) }.map_err(while_doing(doing))
     }
 
     /// `len` elements from `offset` on, after everything enqueued before.
@@ -203,13 +208,44 @@ impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
         T: Clone + Default,
     {
         let doing = while_doing("read the optimizer's state");
-        let stream = self.memory.stream();
+        assert!(offset + len <= self.len, "a slot lies in its arena");
+        self.stream.context().bind_to_thread().map_err(&doing)?;
         let mut copy = vec![T::default(); len];
         if len > 0 {
-            stream.memcpy_dtoh(&self.memory.slice(offset..offset + len), &mut copy).map_err(&doing)?;
+            let from = self.address + (offset * size_of::<T>()) as u64;
+            // SAFETY: within the allocation; plain numbers, for which every bit pattern is a value; `copy` outlives
+            // the copy, for which `synchronize` waits.
+            unsafe { result::memcpy_dtoh_async(&mut copy, from, self.stream.cu_stream()) }.map_err(&doing)?;
         }
-        stream.synchronize().map_err(doing)?;
+        self.stream.synchronize().map_err(doing)?;
         Ok(copy)
+    }
+}
+
+fn allocate(stream: &CudaStream, bytes: usize) -> Result<u64, DriverError> {
+    stream.context().bind_to_thread()?;
+    if stream.context().has_async_alloc() {
+        // SAFETY: a stream of the context that is current; the caller sets the memory before it is read.
+        unsafe { result::malloc_async(stream.cu_stream(), bytes) }
+    } else {
+        // SAFETY: as above.
+        unsafe { result::malloc_sync(bytes) }
+    }
+}
+
+impl<T> Drop for Table<T> {
+    /// A drop cannot return an error; the context keeps it for the next call.
+    fn drop(&mut self) {
+        let context = self.stream.context();
+        context.record_err(context.bind_to_thread());
+        if context.has_async_alloc() {
+            // SAFETY: allocated by `allocate`, and freed once, after all that was enqueued before.
+            context.record_err(unsafe { result::free_async(self.address, self.stream.cu_stream()) });
+        } else {
+            context.record_err(self.stream.synchronize());
+            // SAFETY: as above; what was enqueued is done.
+            context.record_err(unsafe { result::free_sync(self.address) });
+        }
     }
 }
 
@@ -282,12 +318,13 @@ impl Launcher {
             return Ok(0);
         }
         let doing = "upload the scalars of the step";
-        let mut table = match self.spilled.take().filter(|table| table.memory.len() >= scalars.len()) {
-            Some(table) => table,
-            None => Table::zeros(&self.device.stream, scalars.len(), doing)?,
+        let table = match &mut self.spilled {
+            Some(table) if table.len >= scalars.len() => table,
+            too_short => too_short.insert(Table::zeros(&self.device.stream, scalars.len(), doing)?),
         };
+        // Where this is refused, in a capture say, the table stays: its `free` would be captured, too.
         table.upload(scalars, doing)?;
-        Ok(self.spilled.insert(table).address)
+        Ok(table.address)
     }
 }
 
