@@ -43,12 +43,15 @@ fn fail_each_call(mut twins: Twins, mut change: impl FnMut(&mut Twins)) -> usize
                 assert!(!failed, "call {k} failed, and nobody was told");
                 twins.cpu_step(ALL, |_| true).unwrap();
                 twins.assert_same();
+                drop(twins);
+                assert_eq!(allocations(), 0, "device memory leaks");
                 return k - 1;
             }
             Err(error) => {
                 assert!(failed, "call {k}: {error}");
                 assert_is_ours(&error);
                 if matches!(error, Error::NotRecorded { .. }) {
+                    // Other streams do not know of the step, and have to be told.
                     twins.gpu.device().stream().unwrap().synchronize().unwrap();
                     twins.cpu_step(ALL, |_| true).unwrap();
                 } else {
@@ -123,6 +126,8 @@ fn every_call_of_a_first_step() {
             assert!(twins.gpu_bits() == before, "call {k}");
             twins.step();
             twins.assert_same();
+            drop(twins);
+            assert_eq!(allocations(), 0, "call {k}: device memory leaks");
         }
     });
 }
@@ -152,6 +157,7 @@ fn fail_each_call_of_making_an_optimizer(device: &Device) {
             return drop(result.unwrap());
         }
         assert_is_ours(&result.err().unwrap_or_else(|| panic!("call {k} failed, and nobody was told")));
+        assert_eq!(allocations(), 0, "call {k}: device memory leaks");
     }
 }
 
@@ -206,4 +212,60 @@ fn a_failed_read_of_the_state_is_an_error_too() {
             assert_is_ours(&result.unwrap_err());
         }
     });
+}
+
+// ---- a device that is lost: from then on every call fails, for as long as the process lives -----------------------
+
+/// Which call of a test loses the device; each has a process of its own.
+const CALL: &str = "FUSED_ADAMW_TEST_CALL";
+
+fn lost_by(k: usize) -> CUresult {
+    [CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, CUresult::CUDA_ERROR_LAUNCH_FAILED][k % 2]
+}
+
+fn assert_is_lost<T>(result: Result<T, Error>, code: CUresult) {
+    let error = result.err().expect("a lost device does nothing");
+    assert_eq!(error.source().unwrap().downcast_ref::<DriverError>().unwrap().0, code, "{error:?}");
+}
+
+// Nothing panics, not even where memory, events and the context are dropped, and no later step is taken for done.
+#[test]
+fn a_device_lost_at_any_call_of_a_step_refuses_everything_from_then_on() {
+    const CALLS: usize = 8;
+    for k in 1..=CALLS + 1 {
+        emulated(&[(CALL, &k.to_string())], || {
+            let device = Device::cuda_at(0).unwrap();
+            let mut twins = twins(&device, 120);
+            twins.step();
+            twins.move_param(0, 1);
+            fail("*", k, lost_by(k));
+            let result = twins.gpu_step(ALL, |_| true);
+            if k > CALLS {
+                return assert!(result.is_ok() && !has_failed());
+            }
+            assert_is_lost(result, lost_by(k));
+            for _ in 0..2 {
+                assert_is_lost(twins.gpu_step(ALL, |_| true), lost_by(k));
+                assert_is_lost(twins.gpu.state(0), lost_by(k));
+                assert_is_lost(AdamW::new(&device, AdamWConfig::default(), [9]), lost_by(k));
+            }
+        });
+    }
+}
+
+#[test]
+fn a_device_lost_while_an_optimizer_is_made_refuses_the_next_one() {
+    const CALLS: usize = 18;
+    for k in 1..=CALLS + 1 {
+        emulated(&[(CALL, &k.to_string())], || {
+            let device = Device::cuda_at(0).unwrap();
+            fail("*", k, lost_by(k));
+            let made = AdamW::new(&device, AdamWConfig::default(), [9]);
+            if k > CALLS {
+                return assert!(made.is_ok() && !has_failed());
+            }
+            assert_is_lost(made, lost_by(k));
+            assert_is_lost(AdamW::new(&device, AdamWConfig::default(), [9]), lost_by(k));
+        });
+    }
 }

@@ -23,11 +23,11 @@ fn groups() -> [AdamWConfig; 8] {
     [
         CONFIG,
         AdamWConfig { amsgrad: true, lr: 1e-2, ..CONFIG },
-        AdamWConfig { maximize: true, eps: 1e-3, ..CONFIG },
+        AdamWConfig { maximize: true, eps: 1e-3, betas: (0.85, 0.45), ..CONFIG },
         AdamWConfig { algorithm: Algorithm::Adam, weight_decay: 0.3, ..CONFIG },
         AdamWConfig { algorithm: Algorithm::Adam, amsgrad: true, maximize: true, ..CONFIG },
         AdamWConfig { betas: (0.0, 0.0), ..CONFIG },
-        AdamWConfig { betas: (0.3, 0.45), amsgrad: true, ..CONFIG },
+        AdamWConfig { betas: (0.3, 0.97), amsgrad: true, ..CONFIG },
         AdamWConfig { eps: 0.0, lr: 0.0, weight_decay: 0.0, betas: (0.9, 0.999), ..CONFIG },
     ]
 }
@@ -55,6 +55,19 @@ fn every_pair_of_dtypes_of_every_length() {
     each_driver(|| {
         for (param, grad) in dtype_pairs() {
             steps(Twins::new(&[CONFIG], LENGTHS.map(|len| Shape::new(len, param, grad))), 3);
+        }
+    });
+}
+
+// The length of the head follows from the phase; the numbers of vectors and of what is left, from both.
+#[test]
+fn every_pair_of_dtypes_of_every_length_in_every_phase() {
+    each_driver(|| {
+        let short = LENGTHS.into_iter().filter(|&len| len <= 2049);
+        let places: Vec<_> = short.flat_map(|len| (0..8).map(move |param_at| (len, param_at))).collect();
+        for (param, grad) in dtype_pairs() {
+            let shape = |&(len, param_at)| Shape { param_at, grad_at: len * 5 % 8, ..Shape::new(len, param, grad) };
+            steps(Twins::new(&[CONFIG], places.iter().map(shape)), 2);
         }
     });
 }
@@ -107,6 +120,23 @@ fn every_group_with_every_pair_of_dtypes_through_a_schedule() {
     });
 }
 
+// A step count of 8 bits, an f32 power of beta, an error that grows.
+#[test]
+fn three_hundred_steps() {
+    each_driver(|| {
+        let groups = groups();
+        let shapes = dtype_pairs().enumerate().flat_map(|(i, (param, grad))| {
+            (0..groups.len()).map(move |group| Shape { group, param_at: i, ..Shape::new(9 + i, param, grad) })
+        });
+        let mut twins = Twins::new(&groups, shapes);
+        for _ in 0..3 {
+            (0..100).for_each(|_| twins.step());
+            twins.assert_same();
+        }
+        assert_eq!(twins.gpu.state(0).unwrap().step, 300);
+    });
+}
+
 // Step counts then differ within a group, and so do the bias corrections.
 #[test]
 fn tensors_without_a_gradient_are_left_alone_and_their_step_counts_stay_behind() {
@@ -153,6 +183,21 @@ fn any_bits_whatsoever() {
                 twins.step_with(StepOptions { grad_scale }, |_| true);
                 twins.assert_same();
             }
+        }
+    });
+}
+
+// Infinite in 16 bits, and finite in its master.
+#[test]
+fn a_parameter_that_outgrows_its_dtype() {
+    each_driver(|| {
+        let shapes = dtype_pairs().map(|(param, grad)| Shape::new(300, param, grad));
+        let mut twins = Twins::new(&[AdamWConfig { lr: 2e4, weight_decay: 0.0, ..CONFIG }], shapes);
+        (0..6).for_each(|_| twins.step());
+        twins.assert_same();
+        for (i, tensor) in twins.tensors.iter().enumerate().filter(|(_, tensor)| tensor.shape.param == Dtype::F16) {
+            assert!(tensor.param.1.to_host().bits().contains(&0x7c00));
+            assert!(twins.gpu.state(i).unwrap().master.unwrap().into_iter().all(f32::is_finite));
         }
     });
 }
@@ -233,6 +278,19 @@ fn a_chunk_may_have_any_length() {
             steps(Twins::new(&[CONFIG], mixed), 2);
         });
     }
+}
+
+// 7 chunks for each of 9 pairs, where 2 multiprocessors are to have 64: so the chunks are as long as the list says.
+#[test]
+fn every_pair_of_dtypes_around_every_length_of_a_chunk() {
+    emulated(&[("EMULATED_MULTIPROCESSORS", "2")], || {
+        for chunk in [1024, 2048, 4096, 8192, 16_384] {
+            let lengths = [chunk - 1, chunk, chunk + 1, 2 * chunk - 1, 2 * chunk + 1];
+            let phased = |(i, shape)| Shape { param_at: i % 8, grad_at: i % 3, ..shape };
+            let shapes = lengths.into_iter().flat_map(|len| dtype_pairs().map(move |(p, g)| Shape::new(len, p, g)));
+            steps(Twins::new(&[CONFIG], shapes.enumerate().map(phased)), 2);
+        }
+    });
 }
 
 // On a GPU of up to 150 multiprocessors: chunks of more elements than a block has lanes.

@@ -1,6 +1,6 @@
 //! Several streams: who waits for whom, and that a step's use of its tensors is recorded after its launch.
 
-use fused_adamw::cudarc::driver::CudaContext;
+use fused_adamw::cudarc::driver::{CudaContext, CudaStream};
 use fused_adamw::{AdamW, AdamWConfig, Device, Dtype, StepOptions};
 
 use crate::driver::{Call, calls, counts, each_driver, emulated, trace};
@@ -100,5 +100,61 @@ fn without_event_tracking_several_streams_cost_nothing() {
         unsafe { stream.context().disable_event_tracking() };
         assert_eq!(calls(|| twins.gpu_step(ALL, |_| true).unwrap()), counts([("cuLaunchKernel", 1)]));
         stream.synchronize().unwrap();
+    });
+}
+
+/// The optimizer on a stream of its own; tensors are written, moved and read on another one. cudarc's events order the
+/// two streams, or, without them, `join` does.
+fn on_two_streams(event_tracking: bool) {
+    let context = CudaContext::new(0).unwrap();
+    if !event_tracking {
+        // SAFETY: the joins below order every use.
+        unsafe { context.disable_event_tracking() };
+    }
+    let [ours, theirs] = [(); 2].map(|()| context.new_stream().unwrap());
+    let join = |one: &CudaStream, other: &CudaStream| {
+        if !event_tracking {
+            one.join(other).unwrap();
+        }
+    };
+    let shapes = (0..9).map(|i| Shape { param_at: 1, ..Shape::new(3000, DTYPES[i % 3], DTYPES[i / 3]) });
+    let mut twins = Twins::on(&Device::cuda(&ours).unwrap(), &theirs, Values::Tame, &[AdamWConfig::default()], shapes);
+    for step in 0..6 {
+        twins.move_param(step, step);
+        twins.new_grads();
+        join(&ours, &theirs);
+        twins.gpu_step(ALL, |_| true).unwrap();
+        twins.cpu_step(ALL, |_| true).unwrap();
+        join(&theirs, &ours);
+    }
+    twins.assert_same();
+}
+
+// A gradient read before it is written, a parameter read before it is stepped, memory freed while it is in use.
+#[test]
+fn several_streams_ordered_by_events() {
+    each_driver(|| on_two_streams(true));
+}
+
+#[test]
+fn several_streams_ordered_by_the_caller() {
+    each_driver(|| on_two_streams(false));
+}
+
+// Tables of one optimizer that another one overwrites.
+#[test]
+fn two_optimizers_each_on_its_stream() {
+    each_driver(|| {
+        let context = CudaContext::new(0).unwrap();
+        let stream = context.default_stream();
+        let mut lists = [1e-3, 0.1].map(|lr| {
+            let device = Device::cuda(&context.new_stream().unwrap()).unwrap();
+            let shapes = (0..30).map(|i| Shape::new(40 * i, DTYPES[i % 3], Dtype::F32));
+            Twins::on(&device, &stream, Values::Tame, &[AdamWConfig { lr, ..Default::default() }], shapes)
+        });
+        for _ in 0..5 {
+            lists.iter_mut().for_each(Twins::step);
+        }
+        lists.iter().for_each(Twins::assert_same);
     });
 }
