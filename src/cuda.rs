@@ -328,6 +328,17 @@ impl Launcher {
     }
 }
 
+/// cudarc waits for no event any more once a context's last stream of its own is dropped: if that was ours, tensors that
+/// are freed after it would be freed while a step is still at work.
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        if refuse_capture(&self.device.stream).is_ok() {
+            // An error is that of a step, or of a lost device: whoever uses the stream next hears of it.
+            let _ = self.device.stream.synchronize();
+        }
+    }
+}
+
 /// What `adamw_f32` can do.
 fn is_plain_f32(row: &TensorRow) -> bool {
     let f32 = row.param_dtype == dtypes::F32 && row.grad_dtype == dtypes::F32;

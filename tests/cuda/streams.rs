@@ -158,3 +158,18 @@ fn two_optimizers_each_on_its_stream() {
         lists.iter().for_each(Twins::assert_same);
     });
 }
+
+// cudarc frees what lies on the default stream without waiting, once the last other stream is gone.
+#[test]
+fn an_optimizer_with_the_last_handle_of_its_stream_may_be_dropped_before_its_tensors() {
+    emulated(&[], || {
+        let context = CudaContext::new(0).unwrap();
+        let (stream, default_stream) = (context.new_stream().unwrap(), context.default_stream());
+        let [mut param, grad] = [1.0, 2.0].map(|x| default_stream.clone_htod(&[x; 10]).unwrap());
+        let mut opt = AdamW::new(&Device::cuda(&stream).unwrap(), AdamWConfig::default(), [10_usize]).unwrap();
+        drop(stream);
+        opt.step([(&mut param, &grad)]).unwrap();
+        drop(opt);
+        drop((param, grad));
+    });
+}
