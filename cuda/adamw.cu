@@ -1,10 +1,11 @@
 // The step: one block a chunk of one tensor; each thread updates LANES elements at a time, 16 bytes an access.
 // Beside it on the CPU: src/cpu.rs. What an element becomes: update.cuh. What the tables hold: src/table.rs.
+#include "accumulate.cuh"
+#include "finalize.cuh"
+#include "norm.cuh"
 #include "scalars.cuh"
 #include "update.cuh"
 #include "vec.cuh"
-
-constexpr u32 BLOCK = 256;
 
 // A chunk's arrays, at its first element.
 struct Arrays {
@@ -22,6 +23,14 @@ struct Arrays {
     // The parameter is read from its f32 master if it has one that has been set.
     DEVICE bool reads_master() const { return master && !init_master; }
 };
+
+// All that a skipped step does: later ones read the masters.
+DEVICE void init_masters(const Arrays& a, u32 len) {
+    if (!a.master || !a.init_master) return;
+#pragma unroll 1
+    for (u64 i = threadIdx.x; i < len; i += BLOCK)
+        store(a.master + 4 * i, F32, load(a.param + i * size_of(a.param_dtype), a.param_dtype));
+}
 
 DEVICE void update_one(const Arrays& a, const StepScalars& s, u64 i) {
     const u64 param = a.param + i * size_of(a.param_dtype);
@@ -95,7 +104,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 4)
     if (!has(t.flags, HAS_GRAD)) return;
     t.param_dtype = t.grad_dtype = F32;
     t.vmax = t.master = 0;
-    update_chunk<4>(Arrays(t, chunk.start), t.head, chunk.len, scalars_of(t, table, inlined));
+    const StepScalars s = scalars_of(t, table, inlined);
+    if (has(s.flags, SKIP)) return;
+    update_chunk<4>(Arrays(t, chunk.start), t.head, chunk.len, s);
 }
 
 // Any mixture of dtypes, with and without AMSGrad.
@@ -105,5 +116,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 3)
     const Chunk chunk = chunks[blockIdx.x];
     const TensorRow t = rows[chunk.tensor];
     if (!has(t.flags, HAS_GRAD)) return;
-    update_chunk<8>(Arrays(t, chunk.start), t.head, chunk.len, scalars_of(t, table, inlined));
+    const StepScalars s = scalars_of(t, table, inlined);
+    const Arrays a(t, chunk.start);
+    if (has(s.flags, SKIP)) return init_masters(a, chunk.len);
+    update_chunk<8>(a, t.head, chunk.len, s);
 }

@@ -11,11 +11,14 @@ DEVICE f32 mul_rn(f32 a, f32 b) { return __fmul_rn(a, b); }
 DEVICE f32 div_rn(f32 a, f32 b) { return __fdiv_rn(a, b); }
 DEVICE f32 sqrt_rn(f32 a) { return __fsqrt_rn(a); }
 DEVICE f32 fma_rn(f32 a, f32 b, f32 c) { return __fmaf_rn(a, b, c); }
+DEVICE f64 add_rn64(f64 a, f64 b) { return __dadd_rn(a, b); }
 DEVICE f64 sub_rn64(f64 a, f64 b) { return __dsub_rn(a, b); }
 DEVICE f64 mul_rn64(f64 a, f64 b) { return __dmul_rn(a, b); }
 DEVICE f64 div_rn64(f64 a, f64 b) { return __ddiv_rn(a, b); }
 DEVICE f64 sqrt_rn64(f64 a) { return __dsqrt_rn(a); }
+DEVICE f64 fma_rn64(f64 a, f64 b, f64 c) { return __fma_rn(a, b, c); }
 DEVICE f32 to_f32_rn(f64 a) { return __double2float_rn(a); }
+DEVICE f64 nan64() { return __longlong_as_double(0x7ff8000000000000ll); }
 #else
 #include <cmath>
 #include <cstring>
@@ -27,14 +30,22 @@ DEVICE f32 mul_rn(f32 a, f32 b) { return a * b; }
 DEVICE f32 div_rn(f32 a, f32 b) { return a / b; }
 DEVICE f32 sqrt_rn(f32 a) { return std::sqrt(a); }
 DEVICE f32 fma_rn(f32 a, f32 b, f32 c) { return std::fma(a, b, c); }
+DEVICE f64 add_rn64(f64 a, f64 b) { return a + b; }
 DEVICE f64 sub_rn64(f64 a, f64 b) { return a - b; }
 DEVICE f64 mul_rn64(f64 a, f64 b) { return a * b; }
 DEVICE f64 div_rn64(f64 a, f64 b) { return a / b; }
 DEVICE f64 sqrt_rn64(f64 a) { return std::sqrt(a); }
+DEVICE f64 fma_rn64(f64 a, f64 b, f64 c) { return std::fma(a, b, c); }
 DEVICE f32 to_f32_rn(f64 a) { return (f32)a; }
+DEVICE f64 nan64() { const u64 bits = 0x7ff8000000000000; f64 x; memcpy(&x, &bits, sizeof x); return x; }
 #endif
 
+// Exact for every f32, and for every count below 2^53.
+DEVICE f64 to_f64(f32 a) { return (f64)a; }
+DEVICE f64 count_to_f64(u64 a) { return (f64)a; }
+
 DEVICE u32 add_wrap(u32 a, u32 b) { return a + b; }
+DEVICE u64 add_wrap64(u64 a, u64 b) { return a + b; }
 
 template <class T>
 DEVICE T select(bool condition, T yes, T no) {
@@ -49,11 +60,23 @@ DEVICE bool is_nan(f32 x) {
     return x != x;
 }
 
+DEVICE bool is_finite(f32 x) {
+    return (to_bits(x) & 0x7f800000u) != 0x7f800000u;
+}
+
+DEVICE bool is_finite64(f64 x) {
+    return x - x == 0.0;
+}
+
 // NaN in the one form in which it is stored; the sign and payload of a computed NaN differ between processors.
 DEVICE f32 canonical(f32 x) {
     // twin: canonical {
     return select(is_nan(x), from_bits(0x7fc00000u), x);
     // } twin
+}
+
+DEVICE f64 canonical64(f64 x) {
+    return select(x != x, nan64(), x);
 }
 
 // The larger; a NaN on either side wins.

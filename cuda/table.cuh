@@ -21,12 +21,20 @@ constexpr u8 F16 = 1;
 constexpr u8 BF16 = 2;
 // } twin
 
-// TensorRow::flags.
+// TensorRow::flags and SumRow::flags.
 // twin: row flags {
 constexpr u8 PARAM_ALIGNED = 1;
 constexpr u8 GRAD_ALIGNED = 2;
 constexpr u8 INIT_MASTER = 4;
 constexpr u8 HAS_GRAD = 8;
+constexpr u8 FIRST = 16;
+// } twin
+
+// Whose gradients are the first since a step.
+// twin: firsts {
+constexpr u32 NONE_FIRST = 0;
+constexpr u32 ALL_FIRST = 1;
+constexpr u32 ROWS_FIRST = 2;
 // } twin
 
 // Hyper::flags and StepScalars::flags.
@@ -36,6 +44,23 @@ constexpr u32 MAXIMIZE = 2;
 constexpr u32 AMSGRAD = 4;
 constexpr u32 SMALL_BETA1 = 8;
 constexpr u32 SMALL_BETA2 = 16;
+constexpr u32 SKIP = 32;
+// } twin
+
+// ControlParams::flags.
+// twin: control flags {
+constexpr u32 CLIP_NORM = 1;
+constexpr u32 SKIP_STEP = 2;
+constexpr u32 SKIP_TENSOR = 4;
+// } twin
+
+// ScheduleParams::kind.
+// twin: schedule kinds {
+constexpr u32 CONSTANT = 0;
+constexpr u32 COSINE = 1;
+constexpr u32 LINEAR = 2;
+constexpr u32 INVERSE_SQRT = 3;
+constexpr u32 LISTED = 4;
 // } twin
 
 struct TensorRow {
@@ -90,6 +115,88 @@ struct InlineScalars {
     StepScalars at[INLINE_SCALARS];
 };
 static_assert(sizeof(InlineScalars) + 3 * 8 <= 4096, "src/table.rs");
+
+struct ScheduleParams {
+    u64 warmup;
+    u64 start;
+    u64 end;
+    f64 floor;
+    u64 list;
+    u64 list_len;
+    u32 kind;
+};
+static_assert(sizeof(ScheduleParams) == 56, "src/table.rs");
+
+struct ControlParams {
+    ScheduleParams schedule;
+    f64 max_grad_norm;
+    f64 growth_factor;
+    f64 backoff_factor;
+    u64 growth_interval;
+    u32 flags;
+};
+static_assert(sizeof(ControlParams) == 96, "src/table.rs");
+
+struct ControlState {
+    u64 applied;
+    u64 skipped;
+    u64 skipped_running;
+    u64 growth_tracker;
+    f64 grad_norm;
+    f64 grad_scale;
+    f64 lr_factor;
+    u64 non_finite;
+    f32 loss_scale;
+    u32 skip;
+};
+static_assert(sizeof(ControlState) == 72, "src/table.rs");
+
+struct Class {
+    u32 group;
+    u32 has_grad;
+};
+static_assert(sizeof(Class) == 8, "src/table.rs");
+
+struct Counter {
+    u64 now;
+    u64 before;
+};
+static_assert(sizeof(Counter) == 16, "src/table.rs");
+
+struct SumRow {
+    u64 grad;
+    u64 sum;
+    u8 grad_dtype;
+    u8 flags;
+    u16 unused1;
+    u32 unused2;
+};
+static_assert(sizeof(SumRow) == 24, "src/table.rs");
+
+// Of one chunk of gradients.
+struct Squares {
+    f32 sum;
+    u32 non_finite;
+};
+static_assert(sizeof(Squares) == 8, "src/table.rs");
+
+struct FinalizeTables {
+    u64 params;
+    u64 state;
+    u64 squares;
+    u64 chunks;
+    u64 bad_tensors;
+    u64 hypers;
+    u64 classes;
+    u64 counters;
+    u64 scalars;
+    u64 grad_scalar;
+    f64 grad_scale;
+    u32 chunk_count;
+    u32 class_count;
+    u32 undo;
+};
+static_assert(sizeof(FinalizeTables) == 104, "src/table.rs");
 
 // One element as `update` sees it: parameter and moments, all f32.
 struct Element {

@@ -8,8 +8,8 @@
 #![allow(clippy::cast_possible_truncation, reason = "usize has 64 bits: src/lib.rs")]
 
 use crate::rounding::has;
-use crate::simd::Simd;
-use crate::table::step_flags::AMSGRAD;
+use crate::simd::{Simd, for_every_simd};
+use crate::table::step_flags::{AMSGRAD, SKIP};
 use crate::table::{Chunk, Element, StepScalars, TensorRow, dtypes, row_flags};
 use crate::tensor::Float;
 use crate::update::update;
@@ -37,48 +37,25 @@ pub(crate) unsafe fn run(simd: Simd, chunks: &[Chunk], rows: &[TensorRow], scala
             unsafe { step_chunk(simd, row, *chunk, &scalars[row.scalars as usize]) };
         }
     };
+    match tasks(chunks) {
+        None => chunks.iter().for_each(step),
+        Some(together) => chunks.par_iter().with_min_len(together).for_each(step),
+    }
+}
+
+/// How many chunks a task of a thread takes, at least: about a full chunk's worth of small tensors. `None`: so few
+/// elements that the caller's thread does them alone.
+pub(crate) fn tasks(chunks: &[Chunk]) -> Option<usize> {
     let elements: u64 = chunks.iter().map(|c| u64::from(c.len)).sum();
-    if elements <= ONE_THREAD {
-        chunks.iter().for_each(step);
-    } else {
-        // A task takes about a full chunk's worth of small tensors.
-        let mean_len = elements / chunks.len() as u64;
-        let together = usize::try_from(u64::from(CHUNK_LEN) / mean_len.max(1)).unwrap_or(usize::MAX);
-        chunks.par_iter().with_min_len(together.max(1)).for_each(step);
-    }
+    let mean_len = elements.checked_div(chunks.len() as u64).unwrap_or(0);
+    let together = usize::try_from(u64::from(CHUNK_LEN) / mean_len.max(1)).unwrap_or(usize::MAX);
+    (elements > ONE_THREAD).then_some(together.max(1))
 }
 
-/// # Safety
-/// As for [`run`], for this chunk.
-unsafe fn step_chunk(simd: Simd, row: &TensorRow, chunk: Chunk, s: &StepScalars) {
-    match simd {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the caller's promise, that the instruction set is available among it.
-        Simd::Avx512 => unsafe { step_chunk_avx512(row, chunk, s) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: likewise.
-        Simd::Avx2 => unsafe { step_chunk_avx2(row, chunk, s) },
-        // SAFETY: likewise.
-        _ => unsafe { step_chunk_inlined(row, chunk, s) },
-    }
-}
-
-/// # Safety
-/// As for [`step_chunk`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn step_chunk_avx512(row: &TensorRow, chunk: Chunk, s: &StepScalars) {
-    // SAFETY: the caller's promise.
-    unsafe { step_chunk_inlined(row, chunk, s) }
-}
-
-/// # Safety
-/// As for [`step_chunk`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn step_chunk_avx2(row: &TensorRow, chunk: Chunk, s: &StepScalars) {
-    // SAFETY: the caller's promise.
-    unsafe { step_chunk_inlined(row, chunk, s) }
+for_every_simd! {
+    /// # Safety
+    /// As for [`run`], for this chunk.
+    unsafe fn step_chunk(row: &TensorRow, chunk: Chunk, s: &StepScalars) -> (), by step_chunk_inlined
 }
 
 /// # Safety
@@ -142,6 +119,9 @@ impl<P: Float, G: Float> Arrays<'_, P, G> {
         if self.init_master {
             self.master.iter_mut().zip(&*self.param).for_each(|(w, p)| *w = p.widen());
         }
+        if has(s.flags, SKIP) {
+            return;
+        }
         let (weights, copies) = P::weights(self.param, self.master);
         if has(s.flags, AMSGRAD) {
             walk::<P, G, true>(s, weights, copies, self.grad, self.m, self.v, self.vmax);
@@ -156,7 +136,7 @@ impl<P: Float, G: Float> Arrays<'_, P, G> {
 /// # Safety
 /// Unless it is 0, at `address` the array is that long, of this type, and borrowed by nobody else for `'a`.
 #[inline(always)]
-unsafe fn slice_mut<'a, T>(address: u64, chunk: Chunk) -> &'a mut [T] {
+pub(crate) unsafe fn slice_mut<'a, T>(address: u64, chunk: Chunk) -> &'a mut [T] {
     if address == 0 {
         return &mut [];
     }
@@ -172,7 +152,7 @@ unsafe fn slice_mut<'a, T>(address: u64, chunk: Chunk) -> &'a mut [T] {
 /// # Safety
 /// As for [`slice_mut`], but that others may read.
 #[inline(always)]
-unsafe fn slice<'a, T>(address: u64, chunk: Chunk) -> &'a [T] {
+pub(crate) unsafe fn slice<'a, T>(address: u64, chunk: Chunk) -> &'a [T] {
     let base = std::ptr::with_exposed_provenance::<T>(address as usize);
     // SAFETY: inside the array, says the caller.
     let start = unsafe { base.add(chunk.start as usize) };

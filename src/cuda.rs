@@ -5,8 +5,14 @@
 //! dropping them records the use for other streams, and for the `free` of the tensor.
 
 use crate::arena::Arena;
+use crate::control::Control;
+use crate::controller::Tables;
+use crate::cuda_control::CudaControl;
 use crate::error::{Error, Result};
-use crate::table::{Chunk, INLINE_SCALARS, InlineScalars, StepScalars, TensorRow, dtypes, row_flags};
+use crate::table::{
+    Chunk, Class, ControlParams, ControlState, Counter, FinalizeTables, Hyper, INLINE_SCALARS, InlineScalars, Squares,
+    StepScalars, SumRow, TensorRow, dtypes, row_flags,
+};
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
@@ -24,27 +30,27 @@ pub(crate) const PTX_ORIGIN: &str = env!("FUSED_ADAMW_PTX_ORIGIN");
 /// The kernels as committed: of an older ISA than most compilers emit, for older drivers.
 pub(crate) const PTX_COMMITTED: &str = include_str!("../cuda/ptx/adamw.ptx");
 
-/// Threads of a block: `BLOCK` of `cuda/adamw.cu`.
-const BLOCK: u32 = 256;
+/// Threads of a block: `BLOCK` of `cuda/block.cuh`.
+pub(crate) const BLOCK: u32 = 256;
 
-// SAFETY: (all four) repr(C), plain numbers without padding that anyone reads, of the same fields and size as their
+// SAFETY: (all of these) repr(C), plain numbers without padding that anyone reads, of the same fields and size as their
 // twins in cuda/table.cuh (asserted there, in src/table.rs and in src/twins.rs).
-unsafe impl DeviceRepr for TensorRow {}
-// SAFETY: see above.
-unsafe impl DeviceRepr for Chunk {}
-// SAFETY: see above.
-unsafe impl DeviceRepr for StepScalars {}
-// SAFETY: see above.
 unsafe impl DeviceRepr for InlineScalars {}
-
-// SAFETY: (all three) plain numbers, for which zero is a value.
-unsafe impl ValidAsZeroBits for TensorRow {}
 // SAFETY: see above.
-unsafe impl ValidAsZeroBits for Chunk {}
-// SAFETY: see above.
-unsafe impl ValidAsZeroBits for StepScalars {}
+unsafe impl DeviceRepr for FinalizeTables {}
 
-fn while_doing(doing: &'static str) -> impl Fn(DriverError) -> Error {
+/// What tables are made of.
+macro_rules! in_tables {
+    ($($row:ty),+) => {$(
+        // SAFETY: as for the structs above.
+        unsafe impl DeviceRepr for $row {}
+        // SAFETY: plain numbers, for which zero is a value.
+        unsafe impl ValidAsZeroBits for $row {}
+    )+};
+}
+in_tables!(SumRow, TensorRow, Chunk, StepScalars, Hyper, ControlParams, ControlState, Class, Counter, Squares);
+
+pub(crate) fn while_doing(doing: &'static str) -> impl Fn(DriverError) -> Error {
     move |source| Error::Driver { doing, source }
 }
 
@@ -84,6 +90,7 @@ pub(crate) struct CudaDevice {
     adamw_f32: CudaFunction,
     /// Every list.
     adamw_mixed: CudaFunction,
+    module: Arc<CudaModule>,
     pub(crate) multiprocessors: u32,
     name: String,
     ptx_origin: &'static str,
@@ -93,7 +100,7 @@ impl CudaDevice {
     pub(crate) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         let context = stream.context();
         let (module, ptx_origin) = load_module(context)?;
-        let function = |name| module.load_function(name).map_err(while_doing("find the kernel in its module"));
+        let function = |name| function(&module, name);
         let multiprocessors = context
             .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(while_doing("ask for the number of multiprocessors"))?;
@@ -101,10 +108,15 @@ impl CudaDevice {
             stream: stream.clone(),
             adamw_f32: function("adamw_f32")?,
             adamw_mixed: function("adamw_mixed")?,
+            module,
             multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
             name: context.name().map_err(while_doing("ask for the name of the device"))?,
             ptx_origin,
         })
+    }
+
+    pub(crate) fn function(&self, name: &str) -> Result<CudaFunction> {
+        function(&self.module, name)
     }
 
     pub(crate) fn alloc(&self, len: usize) -> Result<Arena> {
@@ -138,6 +150,10 @@ impl fmt::Display for CudaDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "GPU {} ({}), kernels by {}", self.stream.context().ordinal(), self.name, self.ptx_origin)
     }
+}
+
+fn function(module: &Arc<CudaModule>, name: &str) -> Result<CudaFunction> {
+    module.load_function(name).map_err(while_doing("find the kernel in its module"))
 }
 
 /// The PTX of this build, or the committed one if the driver is too old for that.
@@ -181,7 +197,7 @@ pub(crate) struct Table<T> {
 
 impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
     /// Not in a capture: what is allocated there belongs to the graph.
-    fn zeros(stream: &Arc<CudaStream>, len: usize, doing: &'static str) -> Result<Self> {
+    pub(crate) fn zeros(stream: &Arc<CudaStream>, len: usize, doing: &'static str) -> Result<Self> {
         refuse_capture(stream)?;
         let bytes = len.max(1) * size_of::<T>(); // zero bytes cannot be allocated
         let address = allocate(stream, bytes).map_err(while_doing(doing))?;
@@ -191,7 +207,7 @@ impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
         Ok(table)
     }
 
-    fn upload(&mut self, from: &[T], doing: &'static str) -> Result<()> {
+    pub(crate) fn upload(&mut self, from: &[T], doing: &'static str) -> Result<()> {
         if from.is_empty() {
             return Ok(());
         }
@@ -200,6 +216,22 @@ impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
         // SAFETY: within the allocation. The driver has taken its copy of memory that is not page-locked when it
         // returns.
         unsafe { result::memcpy_htod_async(self.address, from, self.stream.cu_stream()) }.map_err(while_doing(doing))
+    }
+
+    /// A copy of `from`.
+    pub(crate) fn of(stream: &Arc<CudaStream>, from: &[T], doing: &'static str) -> Result<Self> {
+        let mut table = Self::zeros(stream, from.len(), doing)?;
+        table.upload(from, doing)?;
+        Ok(table)
+    }
+
+    /// Copies one element to the place of another.
+    pub(crate) fn copy_within(&mut self, from: usize, to: usize, doing: &'static str) -> Result<()> {
+        assert!(from.max(to) < self.len && from != to, "two elements of the table");
+        let at = |i: usize| self.address + (i * size_of::<T>()) as u64;
+        // SAFETY: within the allocation, and apart.
+        unsafe { result::memcpy_dtod_async(at(to), at(from), size_of::<T>(), self.stream.cu_stream()) }
+            .map_err(while_doing(doing))
     }
 
     /// `len` elements from `offset` on, after everything enqueued before.
@@ -250,9 +282,13 @@ impl<T> Drop for Table<T> {
 }
 
 /// A copy that is captured would read the host's memory again at every replay of the graph, and not happen now.
-fn refuse_capture(stream: &CudaStream) -> Result<()> {
+pub(crate) fn refuse_capture(stream: &CudaStream) -> Result<()> {
+    if is_capturing(stream)? { Err(Error::Capturing) } else { Ok(()) }
+}
+
+pub(crate) fn is_capturing(stream: &CudaStream) -> Result<bool> {
     let status = stream.capture_status().map_err(while_doing("ask whether the stream is captured"))?;
-    if status == CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE { Ok(()) } else { Err(Error::Capturing) }
+    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }
 
 /// The tables of one optimizer in device memory.
@@ -264,6 +300,8 @@ pub(crate) struct Launcher {
     rows: Table<TensorRow>,
     /// What `rows` holds; empty if that is not known.
     uploaded: Vec<TensorRow>,
+    /// Rows of the gradients that are added up, what is uploaded of them, and the kernel.
+    sums: Option<(Table<SumRow>, Vec<SumRow>, CudaFunction)>,
     /// Holds the scalars of a step that has more of them than fit into the arguments.
     spilled: Option<Table<StepScalars>>,
 }
@@ -279,8 +317,39 @@ impl Launcher {
             blocks: u32::try_from(list.len()).unwrap_or(u32::MAX),
             rows: Table::zeros(&device.stream, tensors, "allocate the table of tensors")?,
             uploaded: Vec::new(),
+            sums: None,
             spilled: None,
         })
+    }
+
+    pub(crate) fn control(&self, control: &Control, tables: &Tables, tensors: usize) -> Result<CudaControl> {
+        CudaControl::new(&self.device, control, tables, tensors)
+    }
+
+    /// One launch, and an upload of what has changed.
+    ///
+    /// # Safety
+    /// As for [`crate::accumulate::run`], for memory of the device that is in order on its stream.
+    pub(crate) unsafe fn accumulate(&mut self, rows: &[SumRow], first: u32) -> Result<()> {
+        if self.sums.is_none() {
+            let table = Table::zeros(&self.device.stream, rows.len(), "allocate the table of sums")?;
+            self.sums = Some((table, Vec::new(), self.device.function("accumulate")?));
+        }
+        let Some((table, uploaded, kernel)) = &mut self.sums else { return Ok(()) };
+        upload_changed(table, uploaded, rows, "upload the table of sums")?;
+        let mut launch = self.device.stream.launch_builder(kernel);
+        launch.arg(&table.address).arg(&self.chunks.address).arg(&first);
+        let grid = LaunchConfig { grid_dim: (self.blocks, 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the arguments are the kernel's, in type and order. One block a chunk, and every chunk lies in its
+        // tensor, whose row names arrays as long as that (the caller's promise); no two blocks write the same sum.
+        unsafe { launch.launch(grid) }.map_err(while_doing("launch the sum of gradients"))?;
+        Ok(())
+    }
+
+    /// The address of `rows`, uploaded if they have changed.
+    pub(crate) fn upload(&mut self, rows: &[TensorRow]) -> Result<u64> {
+        upload_changed(&mut self.rows, &mut self.uploaded, rows, "upload the table of tensors")?;
+        Ok(self.rows.address)
     }
 
     /// One launch, and an upload of what has changed.
@@ -289,19 +358,41 @@ impl Launcher {
     /// As for [`crate::cpu::run`], for memory of the device that is in order on its stream: the guards of all tensors
     /// are held until this returns, and `rows` names what the plan of this launcher covers.
     pub(crate) unsafe fn run(&mut self, rows: &[TensorRow], scalars: &[StepScalars]) -> Result<()> {
-        if rows != self.uploaded {
-            self.uploaded.clear();
-            self.rows.upload(rows, "upload the table of tensors")?;
-            self.uploaded.extend_from_slice(rows);
-        }
+        self.upload(rows)?;
         let table = self.spill(scalars)?;
         let mut inlined = InlineScalars { at: [StepScalars::default(); INLINE_SCALARS] };
         if table == 0 {
             inlined.at[..scalars.len()].copy_from_slice(scalars);
         }
-        let kernel = self.device.kernel(rows);
-        let mut launch = self.device.stream.launch_builder(kernel);
-        launch.arg(&self.rows.address).arg(&self.chunks.address).arg(&table).arg(&inlined);
+        // SAFETY: the caller's promise; the scalars are in the table, or inlined.
+        unsafe { self.launch(rows, table, &inlined) }
+    }
+
+    /// Norm, decision and update, with the scalars in device memory.
+    ///
+    /// # Safety
+    /// As for [`Launcher::run`]; scalars are indexed by class, and `control` has as many as the classes of the rows.
+    pub(crate) unsafe fn run_controlled(
+        &mut self,
+        control: &mut CudaControl,
+        rows: &[TensorRow],
+        grad_scale: f64,
+    ) -> Result<()> {
+        let address = self.upload(rows)?;
+        // SAFETY: the rows just uploaded; the caller's promise for what they name.
+        unsafe { control.decide(address, grad_scale)? };
+        let inlined = InlineScalars { at: [StepScalars::default(); INLINE_SCALARS] };
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(rows, control.scalars(), &inlined)? };
+        control.done();
+        Ok(())
+    }
+
+    /// # Safety
+    /// As for [`Launcher::run`], with `rows` uploaded and scalars at `table` unless it is 0.
+    unsafe fn launch(&self, rows: &[TensorRow], table: u64, inlined: &InlineScalars) -> Result<()> {
+        let mut launch = self.device.stream.launch_builder(self.device.kernel(rows));
+        launch.arg(&self.rows.address).arg(&self.chunks.address).arg(&table).arg(inlined);
         let grid = LaunchConfig { grid_dim: (self.blocks, 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 };
         // SAFETY: the arguments are those of the kernels in cuda/adamw.cu, in type and order, and the structs are
         // their twins (src/twins.rs). One block a chunk; every chunk lies in its tensor (src/plan.rs, tested), and its
@@ -337,6 +428,19 @@ impl Drop for Launcher {
             let _ = self.device.stream.synchronize();
         }
     }
+}
+
+/// `uploaded` is what the table holds; empty if that is not known.
+fn upload_changed<T>(table: &mut Table<T>, uploaded: &mut Vec<T>, rows: &[T], doing: &'static str) -> Result<()>
+where
+    T: DeviceRepr + ValidAsZeroBits + Copy + PartialEq,
+{
+    if rows != uploaded.as_slice() {
+        uploaded.clear();
+        table.upload(rows, doing)?;
+        uploaded.extend_from_slice(rows);
+    }
+    Ok(())
 }
 
 /// What `adamw_f32` can do.

@@ -145,6 +145,17 @@ impl Device {
         }
     }
 
+    /// A step is not to be captured but by who has promised what that takes.
+    pub(crate) fn refuse_capture(&self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Kind::Cuda(device) = &self.0
+            && crate::cuda::is_capturing(&device.stream)?
+        {
+            return Err(crate::Error::Captured);
+        }
+        Ok(())
+    }
+
     /// Where its memory is, in an error's words.
     pub(crate) fn describe(&self) -> String {
         match &self.0 {
@@ -176,7 +187,7 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 }
 
 /// The CPU's memory in an error's words.
-const HOST: &str = "host memory";
+pub(crate) const HOST: &str = "host memory";
 
 /// What keeps the tensors of a step from being used too early by other streams: dropped after the launch.
 #[derive(Debug, Default)]

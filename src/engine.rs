@@ -1,49 +1,162 @@
 //! The plan of one optimizer and the device that walks it.
 
+use crate::accumulate;
+use crate::control::Control;
+use crate::controller::{Controlled, HostControl, Tables};
 use crate::cpu;
 use crate::device::{Device, Kind};
 use crate::error::Result;
 use crate::plan::Plan;
 use crate::simd::Simd;
-use crate::table::{Chunk, StepScalars, TensorRow};
+use crate::table::{Chunk, ControlState, Hyper, StepScalars, SumRow, TensorRow};
 
 #[cfg(feature = "cuda")]
-use crate::{cuda::Launcher, plan::gpu_chunk_len};
+use {
+    crate::{Error, cuda::Launcher, cuda::describe, cuda_control::CudaControl, device::HOST, plan::gpu_chunk_len},
+    cudarc::driver::CudaSlice,
+    std::sync::Arc,
+};
 
-/// What walks the plan.
+/// What a step's rows index.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Scalars from the host; none, if there is nothing to do.
+    Plain(Vec<StepScalars>),
+    /// Scalars that the device makes, one for each class.
+    Controlled(Controlled),
+}
+
+/// What walks the plan, and with a control, what decides before.
 #[derive(Debug)]
 pub(crate) enum Engine {
-    Cpu(Simd, Vec<Chunk>),
+    Cpu(Simd, Vec<Chunk>, Option<Box<HostControl>>),
     #[cfg(feature = "cuda")]
-    Cuda(Box<Launcher>),
+    Cuda(Box<Launcher>, Option<Box<CudaControl>>),
 }
 
 impl Engine {
     pub(crate) fn new(device: &Device, lens: Vec<u64>) -> Result<Self> {
         match &device.0 {
-            Kind::Cpu(simd, _) => Ok(Self::Cpu(*simd, Plan::new(lens, cpu::CHUNK_LEN).chunks().collect())),
+            Kind::Cpu(simd, _) => Ok(Self::Cpu(*simd, Plan::new(lens, cpu::CHUNK_LEN).chunks().collect(), None)),
             #[cfg(feature = "cuda")]
             Kind::Cuda(device) => {
                 let (tensors, elements) = (lens.len(), lens.iter().sum());
                 let plan = Plan::new(lens, gpu_chunk_len(elements, device.multiprocessors));
                 let chunks: Vec<Chunk> = plan.chunks().collect();
-                Ok(Self::Cuda(Box::new(Launcher::new(device, &chunks, tensors)?)))
+                Ok(Self::Cuda(Box::new(Launcher::new(device, &chunks, tensors)?), None))
             }
         }
     }
 
     /// # Safety
-    /// As for [`cpu::run`]; on a GPU as for [`Launcher::run`].
-    pub(crate) unsafe fn run(&mut self, rows: &[TensorRow], scalars: &[StepScalars]) -> Result<()> {
-        match self {
-            Self::Cpu(simd, chunks) => {
+    /// As for [`cpu::run`]; on a GPU as for [`Launcher::run`]. The rows index their scalars as `work` says.
+    pub(crate) unsafe fn run(&mut self, rows: &[TensorRow], work: &Work) -> Result<()> {
+        match (self, work) {
+            (_, Work::Plain(scalars)) if scalars.is_empty() => {}
+            (Self::Cpu(simd, chunks, _), Work::Plain(scalars)) => {
                 // SAFETY: the caller's promise; a `Simd` in a device is available.
                 unsafe { cpu::run(*simd, chunks, rows, scalars) };
+            }
+            (Self::Cpu(simd, chunks, Some(control)), Work::Controlled(step)) => {
+                // SAFETY: (both) the caller's promise; a `Simd` in a device is available.
+                unsafe { control.prepare(*simd, step, rows) };
+                // SAFETY: see above; there are scalars for every class.
+                unsafe { cpu::run(*simd, chunks, rows, &control.scalars) };
+            }
+            #[cfg(feature = "cuda")]
+            // SAFETY: the caller's promise.
+            (Self::Cuda(launcher, _), Work::Plain(scalars)) => unsafe { launcher.run(rows, scalars)? },
+            #[cfg(feature = "cuda")]
+            (Self::Cuda(launcher, Some(control)), Work::Controlled(step)) => {
+                control.set_classes(&step.classes, &step.split)?;
+                // SAFETY: the caller's promise; there are scalars for every class.
+                unsafe { launcher.run_controlled(control, rows, step.grad_scale)? };
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// With tables that replace those of the last control, or without.
+    pub(crate) fn set_control(&mut self, control: Option<(&Control, Tables)>, tensors: usize) -> Result<()> {
+        match self {
+            Self::Cpu(_, _, host) => *host = control.map(|(_, tables)| Box::new(HostControl::new(tables))),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(launcher, on_gpu) => {
+                let scalar = on_gpu.as_ref().and_then(|control| control.grad_scalar());
+                let new = |(control, tables): (&Control, Tables)| launcher.control(control, &tables, tensors);
+                *on_gpu = control.map(new).transpose()?.map(Box::new);
+                on_gpu.iter_mut().try_for_each(|control| control.scale_grads_by(scalar.clone()))?;
+            }
+        }
+        let _ = tensors;
+        Ok(())
+    }
+
+    /// The hyper-parameters of all groups have changed.
+    pub(crate) fn set_hypers(&mut self, hypers: Vec<Hyper>) -> Result<()> {
+        match self {
+            Self::Cpu(_, _, Some(control)) => control.set_hypers(hypers),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_, Some(control)) => control.set_hypers(&hypers)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What the control has come to; on a GPU after everything enqueued.
+    pub(crate) fn control_state(&self) -> Result<Option<ControlState>> {
+        match self {
+            Self::Cpu(_, _, control) => Ok(control.as_ref().map(|control| control.state())),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_, control) => control.as_ref().map(|control| control.state()).transpose(),
+        }
+    }
+
+    /// The step counts of all classes, if a control counts them; on a GPU after everything enqueued.
+    pub(crate) fn counts(&self) -> Result<Option<Vec<u64>>> {
+        match self {
+            Self::Cpu(_, _, control) => Ok(control.as_ref().map(|control| control.counts())),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_, control) => control.as_ref().map(|control| control.counts()).transpose(),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn loss_scale_address(&self) -> Option<u64> {
+        match self {
+            Self::Cuda(_, Some(control)) => Some(control.loss_scale_address()),
+            _ => None,
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn scale_grads_by(&mut self, scalar: Option<Arc<CudaSlice<f32>>>) -> Result<()> {
+        match self {
+            Self::Cuda(_, Some(control)) => control.scale_grads_by(scalar),
+            Self::Cpu(_, _, Some(_)) => match scalar {
+                None => Ok(()),
+                Some(scalar) => Err(Error::ScalarDevice { expected: HOST.into(), actual: describe(scalar.context()) }),
+            },
+            _ => Err(Error::NoControl),
+        }
+    }
+
+    /// Adds the gradients of `rows` to their sums. `first`: one of [`crate::table::firsts`].
+    ///
+    /// # Safety
+    /// Every row with a gradient names one that may be read, and a sum that nobody else uses, of as many elements as the
+    /// plan's chunks of that tensor; on a GPU in order on its stream.
+    pub(crate) unsafe fn accumulate(&mut self, rows: &[SumRow], first: u32) -> Result<()> {
+        match self {
+            Self::Cpu(simd, chunks, _) => {
+                // SAFETY: the caller's promise; a `Simd` in a device is available.
+                unsafe { accumulate::run(*simd, chunks, rows, first) };
                 Ok(())
             }
             #[cfg(feature = "cuda")]
             // SAFETY: the caller's promise.
-            Self::Cuda(launcher) => unsafe { launcher.run(rows, scalars) },
+            Self::Cuda(launcher, _) => unsafe { launcher.accumulate(rows, first) },
         }
     }
 }

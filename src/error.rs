@@ -114,6 +114,42 @@ pub enum Error {
         /// What it may be.
         range: &'static str,
     },
+    /// A field of [`Control`](crate::Control) out of its range, or NaN.
+    #[error("control: {field} is {value}, must be in {range}")]
+    Control {
+        /// Name of the field.
+        field: &'static str,
+        /// What it was given.
+        value: f64,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// A schedule whose decay ends before it begins.
+    #[error("schedule: the decay starts at step {start} and ends at step {end}, must end later")]
+    Schedule {
+        /// Its start: given, or the end of the rise.
+        start: u64,
+        /// Its end.
+        end: u64,
+    },
+    /// A loss scale where nothing looks for gradients that are not finite: it could not adapt.
+    #[error("control: a loss scale needs non_finite to be another than Propagate")]
+    LossScaleWithoutSkip,
+    /// Steps have been skipped because gradients were not finite: more of them one after the other than allowed, or any
+    /// with [`NonFinite::Error`](crate::NonFinite::Error).
+    #[error(
+        "{skipped_running} steps skipped one after the other, at most {limit} are allowed: {non_finite} gradients of the last one were NaN or infinite, their norm {grad_norm}"
+    )]
+    Skipped {
+        /// Steps skipped since the last that was applied.
+        skipped_running: u64,
+        /// How many are allowed.
+        limit: u64,
+        /// Of the last step.
+        non_finite: u64,
+        /// Of the last step.
+        grad_norm: f64,
+    },
     /// `grad_scale` out of its range, or NaN.
     #[error("grad_scale is {value}, must be in [0, inf)")]
     GradScale {
@@ -291,6 +327,30 @@ pub enum Error {
         "the stream is being captured, and there is memory to allocate or to upload: step before with the same tensors"
     )]
     Capturing,
+    /// Work while the stream is being captured. What the graph points at must not die or move, which
+    /// `AdamW::allow_capture` makes the caller's promise; and its numbers must lie on the device: `AdamW::set_control`.
+    #[cfg(feature = "cuda")]
+    #[error("the stream is being captured: that takes allow_capture, and set_control")]
+    Captured,
+    /// What takes a control, without one.
+    #[error("there is no control: set_control first")]
+    NoControl,
+    /// A multiplier of the gradients that lies on another device, or in another CUDA context of the same device.
+    #[cfg(feature = "cuda")]
+    #[error("the multiplier of the gradients lies in {actual}, the optimizer in {expected}")]
+    ScalarDevice {
+        /// Where the optimizer is.
+        expected: String,
+        /// Where the multiplier is.
+        actual: String,
+    },
+    /// A multiplier of the gradients that is not one number.
+    #[cfg(feature = "cuda")]
+    #[error("the multiplier of the gradients has {actual} elements, must have 1")]
+    ScalarLength {
+        /// Given.
+        actual: usize,
+    },
     /// The exception: the step **was** applied and counted, but its use of the tensors could not be recorded for
     /// other streams. Synchronize before another stream uses them.
     #[cfg(feature = "cuda")]

@@ -36,7 +36,7 @@
 //!
 //! | file | what it does | twin |
 //! | --- | --- | --- |
-//! | `config.rs` | hyper-parameters in f64, groups, tensors to register: ranges and defaults | |
+//! | `config.rs`, `control.rs` | hyper-parameters in f64, groups, tensors to register; clipping, loss scale, schedule: ranges and defaults | |
 //! | `tensor.rs` | what the user hands over: pairs of parameter and gradient, types erased | |
 //! | `register.rs`, `arena.rs` | the tensors as registered, and where their state lies | |
 //! | `plan.rs` | lengths to chunks: pure data | |
@@ -44,11 +44,16 @@
 //! | `table.rs` | the structs that cross to the device | `cuda/table.cuh` |
 //! | `scalars.rs` | hyper-parameters and `t` to the f32 numbers an element needs | `cuda/scalars.cuh` |
 //! | `rounding.rs` | operations named by their rounding; bf16 and f16 | `cuda/rounding.cuh` |
+//! | `norm.rs` | the sum of the squares of all gradients, in one order | beside `cuda/norm.cuh` |
+//! | `decide.rs` | a norm to what the step is to be: multiplier, skip, loss scale, schedule | `cuda/decide.cuh` |
+//! | `classes.rs` | tensors with one step count, where the device counts | |
+//! | `controller.rs`, `cuda_control.rs` | a controlled step: norm, decision, scalars | beside `cuda/finalize.cuh` |
+//! | `accumulate.rs` | gradients of several passes, added up | `cuda/accumulate.cuh` |
 //! | `update.rs` | **one element**, equations (0) to (5): the oracle | `cuda/update.cuh` |
 //! | `cpu.rs`, `simd.rs` | walks the plan on the CPU | beside `cuda/adamw.cu`, `cuda/vec.cuh` |
 //! | `cuda.rs`, `cuda_view.rs` | loads the PTX, uploads what changed, launches | beside `cuda/adamw.cu` |
 //! | `device.rs`, `engine.rs` | where a step runs; the plan and the device that walks it | |
-//! | `optimizer.rs` | the public [`AdamW`]: check, describe, launch, count | |
+//! | `optimizer.rs`, `optimizer/` | the public [`AdamW`]: check, describe, launch, count; its control; its sums | |
 //! | `error.rs` | what can go wrong | |
 //!
 //! Twins are the same text; `twins.rs` compares text, fields and bits.
@@ -71,16 +76,24 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("fused-adamw counts elements and addresses in 64 bits");
 
+mod accumulate;
 mod arena;
+mod classes;
 mod config;
+mod control;
+mod controller;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]
+mod cuda_control;
+#[cfg(feature = "cuda")]
 mod cuda_view;
+mod decide;
 mod device;
 mod engine;
 mod error;
+mod norm;
 mod optimizer;
 mod overlap;
 mod plan;
@@ -96,6 +109,7 @@ mod twins;
 mod update;
 
 pub use config::{AdamWConfig, Algorithm, StepOptions, TensorSpec};
+pub use control::{Control, Decay, LossScale, NonFinite, Schedule, Status};
 pub use device::Device;
 pub use error::{Buffer, Error, Result, Span, TensorId};
 pub use optimizer::{AdamW, TensorState};

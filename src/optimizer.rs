@@ -1,15 +1,22 @@
 //! The public optimizer: check, plan, launch, count. The counts move last.
 
 use crate::arena::{Arena, Layout, Slot};
+use crate::classes::Classes;
 use crate::config::{AdamWConfig, StepOptions, TensorSpec};
+use crate::control::Control;
+use crate::controller::Controlled;
 use crate::device::{Device, Guards};
-use crate::engine::Engine;
+use crate::engine::{Engine, Work};
 use crate::error::{Error, Result};
 use crate::overlap;
 use crate::register::{Tensor, check_specs, lay_out};
 use crate::rows::Scalars;
 use crate::table::{StepScalars, TensorRow, row_flags};
 use crate::tensor::{Dtype, Pair};
+use accumulate::Sums;
+
+mod accumulate;
+mod control;
 
 /// AdamW over a list of tensors: registered once by their lengths, stepped all together by one call.
 ///
@@ -41,6 +48,10 @@ pub struct AdamW {
     rows: Vec<TensorRow>,
     next_rows: Vec<TensorRow>,
     engine: Engine,
+    /// With it, step counts are the engine's, by class.
+    control: Option<(Control, Classes)>,
+    sums: Option<Sums>,
+    may_be_captured: bool,
 }
 
 /// A copy of one tensor's state, read by [`AdamW::state`]. Lengths are the tensor's.
@@ -122,6 +133,9 @@ impl AdamW {
             tensors,
             rows: Vec::new(),
             next_rows: Vec::new(),
+            control: None,
+            sums: None,
+            may_be_captured: false,
         })
     }
 
@@ -133,8 +147,7 @@ impl AdamW {
     /// step of a 16-bit parameter, which is the first to read its master; and the scalars, a few KB, in every step with
     /// more than 112 different pairs of group and step count.)
     ///
-    /// A step that is captured into a CUDA graph counts as applied although it has only been recorded, and its step
-    /// counts and hyper-parameters are constants of the graph: every replay repeats that one step.
+    /// Into a CUDA graph a step is captured after `AdamW::allow_capture`.
     ///
     /// ```
     /// # use fused_adamw::{AdamW, AdamWConfig, Device};
@@ -149,8 +162,8 @@ impl AdamW {
     /// # Errors
     /// [`Error::TensorCount`], [`Error::Length`], [`Error::Dtype`], [`Error::WrongDevice`], [`Error::NullPointer`],
     /// [`Error::Misaligned`], [`Error::Overlap`] for tensors that do not fit; [`Error::OutOfMemory`] for the master of
-    /// a 16-bit parameter seen for the first time; of a GPU `Error::Capturing`, `Error::Driver`. Nothing has
-    /// changed then. The exception is `Error::NotRecorded`.
+    /// a 16-bit parameter seen for the first time; of a GPU `Error::Capturing`, `Error::Captured`,
+    /// `Error::Driver`. Nothing has changed then. The exception is `Error::NotRecorded`.
     pub fn step<'a, I>(&mut self, pairs: I) -> Result<()>
     where
         I: IntoIterator,
@@ -176,26 +189,33 @@ impl AdamW {
         I: IntoIterator,
         I::Item: Into<Pair<'a>>,
     {
-        options.check()?;
         let pairs: Vec<Pair<'a>> = pairs.into_iter().map(Into::into).collect();
+        self.enqueue(options, pairs)
+    }
+
+    fn enqueue(&mut self, options: StepOptions, pairs: Vec<Pair<'_>>) -> Result<()> {
+        options.check()?;
         self.check_pairs(&pairs)?;
+        let has_grad: Vec<bool> = pairs.iter().map(|pair| pair.grad.0.is_some()).collect();
+        if pairs.iter().any(|pair| pair.grad.0.as_ref().is_some_and(|grad| grad.len > 0)) {
+            self.refuse_capture()?;
+        }
         self.add_masters(&pairs)?;
         let dtypes: Vec<Dtype> = pairs.iter().map(|pair| pair.param.0.dtype).collect();
         let (device, mut guards) = (self.device.clone(), Guards::default());
-        let scalars = self.describe(pairs, &device, &mut guards, options.grad_scale)?;
+        self.describe(pairs, &device, &mut guards)?;
+        let work = self.index_scalars(options.grad_scale, &has_grad);
         if self.next_rows != self.rows {
             overlap::check(&self.next_rows, &self.tensors)?;
         }
-        if !scalars.is_empty() {
-            // SAFETY: every row was made from a pair of the registered length (`check_pairs`), whose parameter is
-            // borrowed mutably and whose gradient is borrowed for as long as this function runs, or which the
-            // caller of `Pair::from_raw` vouches for; it lies on this device, aligned (`Tensor::row`); no parameter
-            // overlaps another or a gradient (`overlap::check`, of these rows now or before). The state's slots are
-            // the optimizer's own, disjoint, and long enough (`Layout`). The engine's chunks were made from the
-            // registered lengths; scalar indices come with their list. The guards are held until after the launch.
-            unsafe { self.engine.run(&self.next_rows, &scalars)? };
-        }
-        self.applied(&dtypes);
+        // SAFETY: every row was made from a pair of the registered length (`check_pairs`), whose parameter is
+        // borrowed mutably and whose gradient is borrowed for as long as this function runs, or which the
+        // caller of `Pair::from_raw` or `allow_capture` vouches for; it lies on this device, aligned (`Tensor::row`);
+        // no parameter overlaps another or a gradient (`overlap::check`, of these rows now or before). The state's
+        // slots are the optimizer's own, disjoint, and long enough (`Layout`). The engine's chunks were made from the
+        // registered lengths; scalar indices come with `work`. The guards are held until after the launch.
+        unsafe { self.engine.run(&self.next_rows, &work)? };
+        self.applied(work, &dtypes);
         guards.finish(&device)
     }
 
@@ -220,32 +240,45 @@ impl AdamW {
         Ok(())
     }
 
-    /// Fills `next_rows`, and returns the scalars that they index.
-    fn describe<'a>(
-        &mut self,
-        pairs: Vec<Pair<'a>>,
-        device: &'a Device,
-        guards: &mut Guards<'a>,
-        grad_scale: f64,
-    ) -> Result<Vec<StepScalars>> {
-        let mut scalars = Scalars::new(self.groups.len(), grad_scale);
+    /// Fills `next_rows`, but for their scalars.
+    fn describe<'a>(&mut self, pairs: Vec<Pair<'a>>, device: &'a Device, guards: &mut Guards<'a>) -> Result<()> {
         self.next_rows.clear();
         for (tensor, pair) in self.tensors.iter().zip(pairs) {
-            let mut row = tensor.row(pair, device, &self.arenas, guards)?;
+            self.next_rows.push(tensor.row(pair, device, &self.arenas, guards)?);
+        }
+        Ok(())
+    }
+
+    /// Gives each of `next_rows` the index of its scalars.
+    fn index_scalars(&mut self, grad_scale: f64, has_grad: &[bool]) -> Work {
+        let Some((control, classes)) = &self.control else { return Work::Plain(self.plain_scalars(grad_scale)) };
+        if !has_grad.contains(&true) {
+            return Work::Plain(Vec::new());
+        }
+        let (next, split) = classes.next(has_grad).unwrap_or_else(|| (classes.clone(), Vec::new()));
+        self.next_rows.iter_mut().zip(&next.of).for_each(|(row, &class)| row.scalars = class);
+        Work::Controlled(Controlled { control: control.clone(), classes: next, split, grad_scale })
+    }
+
+    fn plain_scalars(&mut self, grad_scale: f64) -> Vec<StepScalars> {
+        let mut scalars = Scalars::new(self.groups.len(), grad_scale);
+        for (tensor, row) in self.tensors.iter().zip(&mut self.next_rows) {
             if row.flags & row_flags::HAS_GRAD != 0 && tensor.len > 0 {
                 row.scalars = scalars.index(tensor.group, tensor.step + 1, &self.groups);
             }
-            self.next_rows.push(row);
         }
-        Ok(scalars.list)
+        scalars.list
     }
 
-    fn applied(&mut self, dtypes: &[Dtype]) {
+    fn applied(&mut self, work: Work, dtypes: &[Dtype]) {
         std::mem::swap(&mut self.rows, &mut self.next_rows);
         for ((tensor, row), dtype) in self.tensors.iter_mut().zip(&self.rows).zip(dtypes) {
             if row.flags & row_flags::HAS_GRAD != 0 {
                 tensor.applied(row, *dtype);
             }
+        }
+        if let (Some((_, classes)), Work::Controlled(step)) = (&mut self.control, work) {
+            *classes = step.classes;
         }
     }
 
@@ -264,9 +297,9 @@ impl AdamW {
     pub fn state(&self, index: usize) -> Result<TensorState> {
         let tensor = self.tensor(index)?;
         let read = |slot: Slot| self.arenas[slot.arena].read(slot.offset + tensor.phase, tensor.len);
-        let has_master = tensor.step > 0 && tensor.dtype.is_some_and(Dtype::is_narrow);
+        let has_master = tensor.started && tensor.dtype.is_some_and(Dtype::is_narrow);
         Ok(TensorState {
-            step: tensor.step,
+            step: self.steps()?[index],
             m: read(tensor.m)?,
             v: read(tensor.v)?,
             vmax: tensor.vmax.map(read).transpose()?,
@@ -294,8 +327,7 @@ impl AdamW {
     pub fn set_lr(&mut self, lr: f64) -> Result<()> {
         let changed: Vec<AdamWConfig> = self.groups.iter().map(|group| AdamWConfig { lr, ..*group }).collect();
         changed.iter().enumerate().try_for_each(|(i, config)| config.check(i))?;
-        self.groups = changed;
-        Ok(())
+        self.set_groups(changed)
     }
 
     /// Replaces the hyper-parameters of a group, from the next step on. Costs nothing on the device.
@@ -312,12 +344,19 @@ impl AdamW {
     /// [`Error::GroupIndex`], [`Error::Config`], [`Error::Amsgrad`]: its memory is there from the beginning or not.
     pub fn set_group(&mut self, group: usize, config: AdamWConfig) -> Result<()> {
         config.check(group)?;
-        let groups = self.groups.len();
-        let current = self.groups.get_mut(group).ok_or(Error::GroupIndex { tensor: None, group, groups })?;
+        let mut changed = self.groups.clone();
+        let groups = changed.len();
+        let current = changed.get_mut(group).ok_or(Error::GroupIndex { tensor: None, group, groups })?;
         if config.amsgrad != current.amsgrad {
             return Err(Error::Amsgrad { group, given: config.amsgrad, allocated: current.amsgrad });
         }
         *current = config;
+        self.set_groups(changed)
+    }
+
+    fn set_groups(&mut self, groups: Vec<AdamWConfig>) -> Result<()> {
+        self.engine.set_hypers(groups.iter().map(AdamWConfig::hyper).collect())?;
+        self.groups = groups;
         Ok(())
     }
 

@@ -14,8 +14,10 @@ pub(crate) struct Tensor {
     pub(crate) group: usize,
     /// Of its parameter; `None` until the first step if it was not registered with one.
     pub(crate) dtype: Option<Dtype>,
-    /// Steps applied.
+    /// Steps applied; with a control, before it.
     pub(crate) step: u64,
+    /// It has had a step, applied or not: its state lies where it lies.
+    pub(crate) started: bool,
     pub(crate) m: Slot,
     pub(crate) v: Slot,
     pub(crate) vmax: Option<Slot>,
@@ -60,6 +62,7 @@ pub(crate) fn lay_out(specs: &[TensorSpec], groups: &[AdamWConfig]) -> (Vec<Tens
         group: spec.group,
         dtype: spec.dtype,
         step: 0,
+        started: false,
         m: m[i],
         v: v[i],
         vmax: amsgrad(spec).then_some(vmax[i]),

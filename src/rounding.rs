@@ -49,6 +49,11 @@ pub(crate) fn fma_rn(a: f32, b: f32, c: f32) -> f32 {
 }
 
 #[inline(always)]
+pub(crate) fn add_rn64(a: f64, b: f64) -> f64 {
+    a + b
+}
+
+#[inline(always)]
 pub(crate) fn sub_rn64(a: f64, b: f64) -> f64 {
     a - b
 }
@@ -68,6 +73,25 @@ pub(crate) fn sqrt_rn64(a: f64) -> f64 {
     a.sqrt()
 }
 
+/// `a * b + c`, rounded once.
+#[inline(always)]
+pub(crate) fn fma_rn64(a: f64, b: f64, c: f64) -> f64 {
+    a.mul_add(b, c)
+}
+
+/// Exact.
+#[inline(always)]
+pub(crate) fn to_f64(a: f32) -> f64 {
+    a.into()
+}
+
+/// Exact below 2^53.
+#[inline(always)]
+#[expect(clippy::cast_precision_loss, reason = "a count of steps")]
+pub(crate) fn count_to_f64(a: u64) -> f64 {
+    a as f64
+}
+
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the rounding is the point")]
 pub(crate) fn to_f32_rn(a: f64) -> f32 {
@@ -76,6 +100,11 @@ pub(crate) fn to_f32_rn(a: f64) -> f32 {
 
 #[inline(always)]
 pub(crate) fn add_wrap(a: u32, b: u32) -> u32 {
+    a.wrapping_add(b)
+}
+
+#[inline(always)]
+pub(crate) fn add_wrap64(a: u64, b: u64) -> u64 {
     a.wrapping_add(b)
 }
 
@@ -94,12 +123,28 @@ pub(crate) fn is_nan(x: f32) -> bool {
     x.is_nan()
 }
 
+#[inline(always)]
+pub(crate) fn is_finite(x: f32) -> bool {
+    x.is_finite()
+}
+
+#[inline(always)]
+pub(crate) fn is_finite64(x: f64) -> bool {
+    x.is_finite()
+}
+
 /// NaN in the one form in which it is stored; the sign and payload of a computed NaN differ between processors.
 #[inline(always)]
 pub(crate) fn canonical(x: f32) -> f32 {
     // twin: canonical {
     return select(is_nan(x), from_bits(0x7fc00000), x);
     // } twin
+}
+
+/// As [`canonical`].
+#[inline(always)]
+pub(crate) fn canonical64(x: f64) -> f64 {
+    select(x.is_nan(), f64::NAN, x)
 }
 
 /// The larger; a NaN on either side wins.

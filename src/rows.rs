@@ -6,8 +6,8 @@ use crate::device::{Device, Guards};
 use crate::error::{Buffer, Error, Result};
 use crate::register::Tensor;
 use crate::scalars::step_scalars;
-use crate::table::{StepScalars, TensorRow, row_flags};
-use crate::tensor::{Dtype, Elements, Pair};
+use crate::table::{StepScalars, SumRow, TensorRow, row_flags};
+use crate::tensor::{Dtype, Elements, Grad, Pair, View};
 use std::collections::HashMap;
 
 impl Tensor {
@@ -21,9 +21,7 @@ impl Tensor {
     /// Length and dtype, before any memory is touched.
     pub(crate) fn check(&self, pair: &Pair<'_>) -> Result<()> {
         self.expect(Buffer::Param, &pair.param.0)?;
-        if let Some(grad) = &pair.grad.0 {
-            self.expect(Buffer::Grad, grad)?;
-        }
+        self.check_grad(&pair.grad)?;
         match self.dtype.filter(|&expected| expected != pair.param.0.dtype) {
             None => Ok(()),
             Some(expected) => Err(Error::Dtype {
@@ -33,6 +31,24 @@ impl Tensor {
                 actual: pair.param.0.dtype,
             }),
         }
+    }
+
+    pub(crate) fn check_grad(&self, grad: &Grad<'_>) -> Result<()> {
+        grad.0.as_ref().map_or(Ok(()), |grad| self.expect(Buffer::Grad, grad))
+    }
+
+    /// Its gradient for the sum, without the sum's address.
+    pub(crate) fn sum_row<'a>(
+        &self,
+        grad: Elements<View<'a>>,
+        first: bool,
+        device: &'a Device,
+        guards: &mut Guards<'a>,
+    ) -> Result<SumRow> {
+        let address = guards.address(device, grad.place);
+        let address = self.address(Buffer::Grad, grad.dtype, device, address)?;
+        let flags = row_flags::HAS_GRAD | if first { row_flags::FIRST } else { 0 };
+        Ok(SumRow { grad: address, grad_dtype: grad.dtype.code(), flags, ..SumRow::default() })
     }
 
     /// Its row without scalars; of a tensor without a gradient, the parameter alone.
@@ -97,7 +113,7 @@ impl Tensor {
     /// As long as the state is all zeros, it can begin anywhere in its slots. An empty tensor has no slot to begin in.
     #[expect(clippy::cast_possible_truncation, reason = "below 8")]
     fn phase_for(&self, param: u64, dtype: Dtype) -> usize {
-        if self.step > 0 || self.len == 0 { self.phase } else { (param / dtype.size() as u64 % PHASES as u64) as usize }
+        if self.started || self.len == 0 { self.phase } else { (param / dtype.size() as u64 % PHASES as u64) as usize }
     }
 
     /// The step that `row` describes has been launched.
@@ -105,6 +121,7 @@ impl Tensor {
         self.phase = self.phase_for(row.param, dtype);
         self.dtype = Some(dtype);
         self.init_master = false;
+        self.started = true;
         self.step += 1;
     }
 }

@@ -72,3 +72,36 @@ impl fmt::Display for Simd {
         })
     }
 }
+
+/// Defines `$name(simd, ...)`: the function `$inlined`, which is `#[inline(always)]`, compiled once for every
+/// instruction set and chosen at run time.
+macro_rules! for_every_simd {
+    ($(#[$doc:meta])* unsafe fn $name:ident($($arg:ident: $type:ty),+) -> $out:ty, by $inlined:ident) => {
+        $(#[$doc])*
+        unsafe fn $name(simd: $crate::simd::Simd, $($arg: $type),+) -> $out {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+            unsafe fn avx512($($arg: $type),+) -> $out {
+                // SAFETY: the caller's promise.
+                unsafe { $inlined($($arg),+) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn avx2($($arg: $type),+) -> $out {
+                // SAFETY: the caller's promise.
+                unsafe { $inlined($($arg),+) }
+            }
+            match simd {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the caller's promise, that the instruction set is available among it.
+                $crate::simd::Simd::Avx512 => unsafe { avx512($($arg),+) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: likewise.
+                $crate::simd::Simd::Avx2 => unsafe { avx2($($arg),+) },
+                // SAFETY: likewise.
+                _ => unsafe { $inlined($($arg),+) },
+            }
+        }
+    };
+}
+pub(crate) use for_every_simd;

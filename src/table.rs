@@ -11,13 +11,23 @@ pub(crate) mod dtypes {
     // } twin
 }
 
-/// [`TensorRow::flags`].
+/// [`TensorRow::flags`] and [`SumRow::flags`].
 pub(crate) mod row_flags {
     // twin: row flags {
     pub(crate) const PARAM_ALIGNED: u8 = 1;
     pub(crate) const GRAD_ALIGNED: u8 = 2;
     pub(crate) const INIT_MASTER: u8 = 4;
     pub(crate) const HAS_GRAD: u8 = 8;
+    pub(crate) const FIRST: u8 = 16;
+    // } twin
+}
+
+/// Whose gradients are the first since a step: nobody's, everybody's, or as [`SumRow::flags`] say.
+pub(crate) mod firsts {
+    // twin: firsts {
+    pub(crate) const NONE_FIRST: u32 = 0;
+    pub(crate) const ALL_FIRST: u32 = 1;
+    pub(crate) const ROWS_FIRST: u32 = 2;
     // } twin
 }
 
@@ -29,6 +39,27 @@ pub(crate) mod step_flags {
     pub(crate) const AMSGRAD: u32 = 4;
     pub(crate) const SMALL_BETA1: u32 = 8;
     pub(crate) const SMALL_BETA2: u32 = 16;
+    pub(crate) const SKIP: u32 = 32;
+    // } twin
+}
+
+/// [`ControlParams::flags`].
+pub(crate) mod control_flags {
+    // twin: control flags {
+    pub(crate) const CLIP_NORM: u32 = 1;
+    pub(crate) const SKIP_STEP: u32 = 2;
+    pub(crate) const SKIP_TENSOR: u32 = 4;
+    // } twin
+}
+
+/// [`ScheduleParams::kind`].
+pub(crate) mod schedule_kinds {
+    // twin: schedule kinds {
+    pub(crate) const CONSTANT: u32 = 0;
+    pub(crate) const COSINE: u32 = 1;
+    pub(crate) const LINEAR: u32 = 2;
+    pub(crate) const INVERSE_SQRT: u32 = 3;
+    pub(crate) const LISTED: u32 = 4;
     // } twin
 }
 
@@ -127,6 +158,155 @@ pub(crate) struct InlineScalars {
 }
 #[cfg(feature = "cuda")]
 const _: () = assert!(size_of::<InlineScalars>() + 3 * 8 <= 4096);
+
+/// The learning rate's factor as a function of the applied steps: [`crate::decide::schedule_factor`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct ScheduleParams {
+    /// Steps of the linear rise at the beginning.
+    pub(crate) warmup: u64,
+    /// The step at which the decay begins.
+    pub(crate) start: u64,
+    /// The step at which it ends; later than `start`.
+    pub(crate) end: u64,
+    /// The factor from `end` on.
+    pub(crate) floor: f64,
+    /// Address of the `LISTED` factors, f64.
+    pub(crate) list: u64,
+    /// How many they are; the last stays.
+    pub(crate) list_len: u64,
+    /// One of [`schedule_kinds`].
+    pub(crate) kind: u32,
+}
+const _: () = assert!(size_of::<ScheduleParams>() == 56);
+
+/// What the user has set of a controlled step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct ControlParams {
+    pub(crate) schedule: ScheduleParams,
+    /// With `CLIP_NORM`, the largest norm of all gradients together.
+    pub(crate) max_grad_norm: f64,
+    /// Of the loss scale after `growth_interval` finite steps running.
+    pub(crate) growth_factor: f64,
+    /// Of the loss scale after a step that was not finite.
+    pub(crate) backoff_factor: f64,
+    pub(crate) growth_interval: u64,
+    /// Of [`control_flags`].
+    pub(crate) flags: u32,
+}
+const _: () = assert!(size_of::<ControlParams>() == 96);
+
+/// What a controlled optimizer knows of itself: on its device, where each step changes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct ControlState {
+    /// Steps applied: what the schedule counts.
+    pub(crate) applied: u64,
+    /// Steps skipped, in all.
+    pub(crate) skipped: u64,
+    /// Steps skipped since the last one that was applied.
+    pub(crate) skipped_running: u64,
+    /// Finite steps since the loss scale changed.
+    pub(crate) growth_tracker: u64,
+    /// Norm of the last step's gradients, unscaled, before clipping.
+    pub(crate) grad_norm: f64,
+    /// What the last step multiplied its gradients by.
+    pub(crate) grad_scale: f64,
+    /// The learning rate's factor of the last step.
+    pub(crate) lr_factor: f64,
+    /// Gradients of the last step that were NaN or infinite.
+    pub(crate) non_finite: u64,
+    /// Of the next step.
+    pub(crate) loss_scale: f32,
+    /// Whether the last step was skipped.
+    pub(crate) skip: u32,
+}
+const _: () = assert!(size_of::<ControlState>() == 72);
+
+/// Tensors of one group that have had their gradients in the same steps so far, and so have one step count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Class {
+    /// Index of the group.
+    pub(crate) group: u32,
+    /// Whether they have gradients in this step.
+    pub(crate) has_grad: u32,
+}
+const _: () = assert!(size_of::<Class>() == 8);
+
+/// The step count of a class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Counter {
+    pub(crate) now: u64,
+    /// Before the last step.
+    pub(crate) before: u64,
+}
+const _: () = assert!(size_of::<Counter>() == 16);
+
+/// One tensor's gradient and the sum that it is added to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct SumRow {
+    pub(crate) grad: u64,
+    /// f32, on a 16-byte boundary.
+    pub(crate) sum: u64,
+    /// One of [`dtypes`].
+    pub(crate) grad_dtype: u8,
+    /// Of [`row_flags`]: there is a gradient; it is the first since a step.
+    pub(crate) flags: u8,
+    pub(crate) unused1: u16,
+    pub(crate) unused2: u32,
+}
+const _: () = assert!(size_of::<SumRow>() == 24);
+
+/// Of one chunk of gradients, as they lie in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct Squares {
+    /// Of the squares, in the order of [`crate::norm`].
+    pub(crate) sum: f32,
+    /// How many are NaN or infinite.
+    pub(crate) non_finite: u32,
+}
+const _: () = assert!(size_of::<Squares>() == 8);
+
+/// The argument of the kernel `finalize`: addresses of tables, and their lengths.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct FinalizeTables {
+    /// One [`ControlParams`].
+    pub(crate) params: u64,
+    /// Two [`ControlState`]s: after and before the last step.
+    pub(crate) state: u64,
+    /// A [`Squares`] of each chunk.
+    pub(crate) squares: u64,
+    /// The [`Chunk`]s.
+    pub(crate) chunks: u64,
+    /// 0, or a u32 for each tensor, which is then a class of its own: not 0 where a gradient is not finite.
+    pub(crate) bad_tensors: u64,
+    /// A [`Hyper`] of each group.
+    pub(crate) hypers: u64,
+    /// The [`Class`]es.
+    pub(crate) classes: u64,
+    /// A [`Counter`] of each class.
+    pub(crate) counters: u64,
+    /// The [`StepScalars`] of each class.
+    pub(crate) scalars: u64,
+    /// 0, or the address of an f32 by which gradients are multiplied as well.
+    pub(crate) grad_scalar: u64,
+    /// The host's multiplier of this step.
+    pub(crate) grad_scale: f64,
+    /// 0: no norm is asked for.
+    pub(crate) chunk_count: u32,
+    pub(crate) class_count: u32,
+    /// Whether the last decision is to be taken back first: its update was never launched.
+    pub(crate) undo: u32,
+}
+#[cfg(feature = "cuda")]
+const _: () = assert!(size_of::<FinalizeTables>() == 104);
 
 /// One element as [`crate::update::update`] sees it: parameter and moments, all f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

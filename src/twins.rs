@@ -4,9 +4,11 @@
 //! Bits need a C++ compiler (`$CXX`, c++, g++ or clang++); without one those tests say that they skip, and
 //! `FUSED_ADAMW_REQUIRE_CXX=1` makes that a failure.
 
+use crate::control::{Control, Decay, LossScale, NonFinite, Schedule};
+use crate::decide::decide;
 use crate::rounding::{bf16_to_f32, f16_to_f32, f32_to_bf16_rn, f32_to_f16_rn};
 use crate::scalars::step_scalars;
-use crate::table::{Element, Hyper, StepScalars, step_flags};
+use crate::table::{ControlParams, ControlState, Element, Hyper, ScheduleParams, StepScalars, step_flags};
 use crate::update::update;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -17,6 +19,7 @@ use std::process::{Command, Stdio};
 const TABLE: [&str; 2] = [include_str!("table.rs"), include_str!("../cuda/table.cuh")];
 const ROUNDING: [&str; 2] = [include_str!("rounding.rs"), include_str!("../cuda/rounding.cuh")];
 const SCALARS: [&str; 2] = [include_str!("scalars.rs"), include_str!("../cuda/scalars.cuh")];
+const DECIDE: [&str; 2] = [include_str!("decide.rs"), include_str!("../cuda/decide.cuh")];
 const UPDATE: [&str; 2] = [include_str!("update.rs"), include_str!("../cuda/update.cuh")];
 
 /// The lines between `// twin: NAME {` and `// } twin`, without their indentation.
@@ -41,7 +44,7 @@ fn as_rust(line: &str) -> String {
     without_suffixes(&declared)
 }
 
-/// `0x7fu` and `0.5f` without their last letter.
+/// `0x7fu`, `0ull` and `0.5f` without their last letters.
 fn without_suffixes(line: &str) -> String {
     let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
     line.split_inclusive(|c| !is_word(c)).map(without_suffix).collect()
@@ -50,10 +53,10 @@ fn without_suffixes(line: &str) -> String {
 fn without_suffix(piece: &str) -> String {
     let word = piece.trim_end_matches(|c: char| !c.is_alphanumeric());
     let is_number = word.starts_with(|c: char| c.is_ascii_digit());
-    let short = if is_number && (word.ends_with('u') || word.ends_with('f') && !word.starts_with("0x")) {
-        &word[..word.len() - 1]
-    } else {
-        word
+    let short = match word.strip_suffix("ull").or(word.strip_suffix('u')) {
+        Some(short) if is_number => short,
+        _ if is_number && word.ends_with('f') && !word.starts_with("0x") => &word[..word.len() - 1],
+        _ => word,
     };
     format!("{short}{}", &piece[word.len()..])
 }
@@ -70,6 +73,12 @@ fn the_bodies_are_the_same_text_comments_included() {
     assert_same_text(UPDATE, "update", 18);
     assert_same_text(SCALARS, "pow_rn64", 9);
     assert_same_text(SCALARS, "step_scalars", 14);
+    for (name, lines) in
+        [("cos_pi", 14), ("schedule_factor", 12), ("clip_factor", 2), ("next_loss_scale", 7), ("decide", 15)]
+    {
+        assert_same_text(DECIDE, name, lines);
+    }
+    assert_same_text([include_str!("accumulate.rs"), include_str!("../cuda/accumulate.cuh")], "next_sum", 1);
     let functions = ["canonical", "max_nan", "bf16_to_f32", "f32_to_bf16_rn", "f16_to_f32", "f32_to_f16_rn"];
     functions.into_iter().for_each(|name| assert_same_text(ROUNDING, name, 1));
 }
@@ -77,16 +86,21 @@ fn the_bodies_are_the_same_text_comments_included() {
 #[test]
 fn the_constants_are_the_same() {
     assert_same_text(TABLE, "dtypes", 3);
-    assert_same_text(TABLE, "row flags", 4);
-    assert_same_text(TABLE, "step flags", 5);
+    assert_same_text(TABLE, "row flags", 5);
+    assert_same_text(TABLE, "firsts", 3);
+    assert_same_text(TABLE, "step flags", 6);
+    assert_same_text(TABLE, "control flags", 3);
+    assert_same_text(TABLE, "schedule kinds", 5);
     let value = |source: &str, before: &str| {
         let line = source.lines().find_map(|line| line.trim().strip_prefix(before)).unwrap();
         line.trim_end_matches(';').to_owned()
     };
     let inline = value(TABLE[0], "pub(crate) const INLINE_SCALARS: usize = ");
     assert_eq!(inline, value(TABLE[1], "constexpr u32 INLINE_SCALARS = "));
-    let block = value(include_str!("cuda.rs"), "const BLOCK: u32 = ");
-    assert_eq!(block, value(include_str!("../cuda/adamw.cu"), "constexpr u32 BLOCK = "));
+    let block = value(include_str!("cuda.rs"), "pub(crate) const BLOCK: u32 = ");
+    assert_eq!(block, value(include_str!("../cuda/block.cuh"), "constexpr u32 BLOCK = "));
+    let block = value(include_str!("cuda_control.rs"), "const FINALIZE_BLOCK: u32 = ");
+    assert_eq!(block, value(include_str!("../cuda/finalize.cuh"), "constexpr u32 FINALIZE_BLOCK = "));
 }
 
 /// `name type` of every field of a struct.
@@ -107,7 +121,9 @@ fn cuda_field(line: &str) -> Option<String> {
 
 #[test]
 fn the_structs_have_the_same_fields_in_the_same_order() {
-    for (name, count) in [("TensorRow", 11), ("Chunk", 3), ("Hyper", 6), ("StepScalars", 9), ("Element", 4)] {
+    let controlled = [("ScheduleParams", 7), ("ControlParams", 6), ("ControlState", 10), ("Class", 2), ("Counter", 2)];
+    let structs = [("TensorRow", 11), ("Chunk", 3), ("Hyper", 6), ("StepScalars", 9), ("Element", 4), ("Squares", 2)];
+    for (name, count) in structs.into_iter().chain(controlled).chain([("FinalizeTables", 14), ("SumRow", 6)]) {
         let rust = fields(TABLE[0], name, rust_field);
         assert_eq!(rust, fields(TABLE[1], name, cuda_field), "{name}");
         assert_eq!(rust.len(), count, "{name}: {rust:?}");
@@ -252,7 +268,7 @@ fn update_has_the_same_bits_in_cpp_over_a_million_elements() {
     assert!(words(&run(&program, le(&input))) == wanted);
     let all =
         [step_flags::L2, step_flags::MAXIMIZE, step_flags::AMSGRAD, step_flags::SMALL_BETA1, step_flags::SMALL_BETA2];
-    assert_eq!(flags_seen, all.iter().sum());
+    assert_eq!(flags_seen, all.iter().sum::<u32>());
 }
 
 #[test]
@@ -271,5 +287,79 @@ fn the_16_bit_formats_have_the_same_bits_in_cpp() {
     let wide = |bits: u32| [bf16_to_f32(bits & 0xffff), f16_to_f32(bits & 0xffff)].map(f32::to_bits);
     let narrow = |bits: u32| [f32_to_bf16_rn(f32::from_bits(bits)), f32_to_f16_rn(f32::from_bits(bits))];
     let wanted: Vec<u32> = input.iter().flat_map(|&bits| narrow(bits).into_iter().chain(wide(bits))).collect();
+    assert!(words(&run(&program, le(&input))) == wanted);
+}
+
+fn any_control(random: &mut StdRng) -> Control {
+    let one_of = |random: &mut StdRng, values: &[u64]| values[random.random_range(0..values.len())];
+    let (warmup, start) = (one_of(random, &[0, 1, 10]), one_of(random, &[0, 10, 50]));
+    let end = start.max(warmup) + one_of(random, &[1, 40]);
+    let floor = [0.0, 0.1, 1.0][random.random_range(0..3)];
+    let decay = match random.random_range(0..5) {
+        0 => Decay::Constant,
+        1 => Decay::Cosine { end, floor },
+        2 => Decay::Linear { start, end, floor },
+        3 => Decay::InverseSqrt,
+        _ => Decay::List([0.5, 2.0, 0.0].into()),
+    };
+    let policies = [NonFinite::Propagate, NonFinite::SkipStep, NonFinite::SkipTensor, NonFinite::Error];
+    Control {
+        max_grad_norm: random.random::<bool>().then_some(1.0),
+        non_finite: policies[random.random_range(0..4)],
+        loss_scale: random
+            .random::<bool>()
+            .then(|| LossScale { growth_interval: one_of(random, &[1, 2, 2000]), ..LossScale::default() }),
+        schedule: Schedule { warmup, decay },
+        max_skipped: None,
+    }
+}
+
+fn halves(numbers: &[u64]) -> Vec<u32> {
+    numbers.iter().flat_map(|&x| [(x & 0xffff_ffff) as u32, (x >> 32) as u32]).collect()
+}
+
+fn params_words(c: &ControlParams) -> Vec<u32> {
+    let ScheduleParams { warmup, start, end, floor, list, list_len, kind } = c.schedule;
+    let numbers = [c.max_grad_norm.to_bits(), c.growth_factor.to_bits(), c.backoff_factor.to_bits(), c.growth_interval];
+    let schedule = halves(&[warmup, start, end, floor.to_bits(), list, list_len]);
+    schedule.into_iter().chain([kind, 0]).chain(halves(&numbers)).chain([c.flags, 0]).collect()
+}
+
+fn state_words(s: &ControlState) -> Vec<u32> {
+    let numbers = [s.grad_norm, s.grad_scale, s.lr_factor].map(f64::to_bits);
+    let counts = halves(&[s.applied, s.skipped, s.skipped_running, s.growth_tracker]);
+    let last = halves(&[s.non_finite]).into_iter().chain([s.loss_scale.to_bits(), s.skip]);
+    counts.into_iter().chain(halves(&numbers)).chain(last).collect()
+}
+
+// A run of 20 steps of each of many controls: the state of one is that of the next.
+#[test]
+fn decide_has_the_same_bits_in_cpp() {
+    let source = filter(
+        "#include \"decide.cuh\"",
+        "struct { ControlParams c; f64 squares; u64 non_finite; f64 listed, grad_scale; ControlState s; }",
+        "decide(in.c, in.squares, in.non_finite, in.listed, in.grad_scale, in.s);",
+        "in.s",
+    );
+    let Some(program) = compiled("decide", &source) else { return };
+    let mut random = StdRng::seed_from_u64(4);
+    let (mut input, mut wanted) = (Vec::new(), Vec::new());
+    for _ in 0..5000 {
+        let control = any_control(&mut random);
+        let params = control.params(0);
+        let mut state = control.first_state(None);
+        state.applied = random.random_range(0..100);
+        for _ in 0..20 {
+            let squares = [0.0, 1e-30, 7.5, 1e30, f64::INFINITY, f64::NAN][random.random_range(0..6)];
+            let non_finite = if random.random() { 0 } else { random.random_range(0..3) };
+            let grad_scale = random.random_range(0.0..4.0_f64);
+            let listed = control.schedule.listed(state.applied);
+            input.extend(params_words(&params));
+            input.extend(halves(&[squares.to_bits(), non_finite, listed.to_bits(), grad_scale.to_bits()]));
+            input.extend(state_words(&state));
+            decide(&params, squares, non_finite, listed, grad_scale, &mut state);
+            wanted.extend(state_words(&state));
+        }
+    }
     assert!(words(&run(&program, le(&input))) == wanted);
 }

@@ -10,6 +10,8 @@
 
 #[path = "cuda/calls.rs"]
 mod calls;
+#[path = "cuda/control.rs"]
+mod control;
 #[path = "cuda/driver.rs"]
 mod driver;
 #[path = "cuda/emulator.rs"]

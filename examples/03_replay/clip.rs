@@ -1,10 +1,10 @@
-//! Clipping by the norm of all gradients of a step: the coefficient, which the replay passes as `grad_scale`, and
-//! how far another implementation's may be from it.
+//! Clipping by the norm of all gradients of a step: the coefficient in f64, and how far two implementations of it,
+//! ours among them, may be apart.
 //!
 //! A norm of N elements in f32, in any order of summation, is off by about sqrt(N) u (random rounding; N u is never
 //! seen), plus 4 roundings for the norms of norms. The coefficient adds 3: the quotient, its rounding and the product
-//! with the gradient, all in the gradients' format, which is where 16-bit ones underflow; and 2 of ours, f32(clip) and
-//! the product. The error is 0 where the norm is so far below the limit that both coefficients are 1, and infinite
+//! with the gradient, all in the gradients' format, which is where 16-bit ones underflow; and 10 of ours: f32(clip), the
+//! product, and half of the 15 that a square passes through on its way into the norm. The error is 0 where the norm is so far below the limit that both coefficients are 1, and infinite
 //! where the other's norm overflows.
 
 use crate::bound::OURS;
@@ -37,7 +37,7 @@ impl Clip {
         // `min` would turn the NaN of a NaN gradient into 1.
         let value = if value > 1.0 { 1.0 } else { value };
         let overflows = norm > format.max().min(f64::sqrt(Float::F32.max()));
-        let rounding = 3.0 * format.unit() + format.underflow() / value + 2.0 * OURS;
+        let rounding = 3.0 * format.unit() + format.underflow() / value + 10.0 * OURS;
         Self { value, error: if overflows { f64::INFINITY } else { norm_error + rounding } }
     }
 }

@@ -170,8 +170,9 @@ impl<'a> Object<'a> {
 
     /// Absent and `null` (PyTorch's `None`) alike mean no clipping.
     fn max_grad_norm(&self) -> Result<Option<f64>, TraceError> {
-        let limit = |value: &Value| if value.is_null() { Some(None) } else { not_negative(value).map(Some) };
-        Ok(self.get("max_grad_norm", "a number from 0", limit)?.flatten())
+        let positive = |value: &Value| not_negative(value).filter(|&x| x > 0.0);
+        let limit = |value: &Value| if value.is_null() { Some(None) } else { positive(value).map(Some) };
+        Ok(self.get("max_grad_norm", "a number above 0", limit)?.flatten())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 
-use fused_adamw::{AdamW, AdamWConfig, Device, Pair, StepOptions, TensorSpec};
+use fused_adamw::{AdamW, AdamWConfig, Control, Device, Pair, TensorSpec};
 
 use crate::bound::{Bounded, Reference};
 use crate::clip::Clip;
@@ -104,7 +104,10 @@ impl<'a> Replay<'a> {
         let specs = trace.tensors.iter().zip(&params).enumerate().map(|(i, (tensor, slot))| {
             TensorSpec::new(tensor.initial.len()).group(tensor.group).named(&format!("param.{i}")).dtype(slot.dtype())
         });
-        let optimizer = AdamW::with_groups(device, &configs, specs)?;
+        let mut optimizer = AdamW::with_groups(device, &configs, specs)?;
+        if let Some(limit) = trace.config.max_grad_norm {
+            optimizer.set_control(Some(Control { max_grad_norm: Some(limit), ..Default::default() }))?;
+        }
         let references = trace.tensors.iter().map(Reference::new).collect();
         Ok(Self { trace, device, optimizer, params, references })
     }
@@ -141,7 +144,7 @@ impl<'a> Replay<'a> {
                 None => Pair::without_grad(param.param()),
             }
         });
-        Ok(self.optimizer.step_with(StepOptions { grad_scale: clip.value }, pairs)?)
+        Ok(self.optimizer.step(pairs)?)
     }
 }
 

@@ -71,7 +71,7 @@ fn every_call_of_a_steady_step() {
     emulated(&[], || {
         let mut twins = twins(&Device::cuda_at(0).unwrap(), 3);
         (0..2).for_each(|_| twins.step());
-        assert_eq!(fail_each_call(twins, |_| ()), 2); // with cuCtxGetCurrent
+        assert_eq!(fail_each_call(twins, |_| ()), 4); // with cuCtxGetCurrent before each
     });
 }
 
@@ -231,7 +231,7 @@ fn assert_is_lost<T>(result: Result<T, Error>, code: CUresult) {
 // Nothing panics, not even where memory, events and the context are dropped, and no later step is taken for done.
 #[test]
 fn a_device_lost_at_any_call_of_a_step_refuses_everything_from_then_on() {
-    const CALLS: usize = 8;
+    const CALLS: usize = 10;
     for k in 1..=CALLS + 1 {
         emulated(&[(CALL, &k.to_string())], || {
             let device = Device::cuda_at(0).unwrap();

@@ -181,6 +181,22 @@ fn behind(len: usize) -> usize {
 }
 
 impl Tensor {
+    pub(crate) fn gpu_grad(&self, with_grad: bool) -> Option<Grad<'_>> {
+        with_grad.then(|| self.grad.1.grad(self.shape.grad_at, self.shape.len))
+    }
+
+    pub(crate) fn cpu_grad(&self, with_grad: bool) -> Option<Grad<'_>> {
+        with_grad.then(|| self.grad.0.grad(self.shape.grad_at, self.shape.len))
+    }
+
+    pub(crate) fn gpu_param(&mut self) -> Param<'_> {
+        self.param.1.param(self.shape.param_at, self.shape.len)
+    }
+
+    pub(crate) fn cpu_param(&mut self) -> Param<'_> {
+        self.param.0.param(self.shape.param_at, self.shape.len)
+    }
+
     pub(crate) fn gpu_pair(&mut self, with_grad: bool) -> Pair<'_> {
         let Shape { len, param_at, grad_at, .. } = self.shape;
         let grad = with_grad.then(|| self.grad.1.grad(grad_at, len));
@@ -265,12 +281,7 @@ impl Twins {
     pub(crate) fn new_grads(&mut self) {
         for Tensor { shape, grad: (host, gpu), .. } in &mut self.tensors {
             *host = Host::random(shape.grad, host.bits().len(), self.values, &mut self.rng);
-            match (&*host, gpu) {
-                (Host::F32(from), Gpu::F32(to)) => self.stream.memcpy_htod(from, to).unwrap(),
-                (Host::F16(from), Gpu::F16(to)) => self.stream.memcpy_htod(from, to).unwrap(),
-                (Host::BF16(from), Gpu::BF16(to)) => self.stream.memcpy_htod(from, to).unwrap(),
-                _ => unreachable!("both are of the shape's dtype"),
-            }
+            copy(host, gpu, &self.stream);
         }
     }
 
@@ -306,6 +317,14 @@ impl Twins {
         grad.1 = grad.0.to_gpu(&self.stream);
     }
 
+    /// NaN everywhere in a gradient, at the same addresses.
+    pub(crate) fn spoil_in_place(&mut self, index: usize) {
+        let Tensor { shape, grad: (host, gpu), .. } = &mut self.tensors[index];
+        let bits = if shape.grad == Dtype::F32 { 0x7fff_ffff } else { 0x7fff };
+        *host = Host::from_bits(shape.grad, vec![bits; host.bits().len()]);
+        copy(host, gpu, &self.stream);
+    }
+
     /// Every bit of every parameter and of what lies around it, of the gradients, and of the state.
     #[track_caller]
     pub(crate) fn assert_same(&self) {
@@ -333,6 +352,15 @@ impl Twins {
         };
         let params = self.tensors.iter().map(|tensor| tensor.param.1.to_host().bits());
         params.chain((0..self.tensors.len()).map(state)).collect()
+    }
+}
+
+fn copy(from: &Host, to: &mut Gpu, stream: &Arc<CudaStream>) {
+    match (from, to) {
+        (Host::F32(from), Gpu::F32(to)) => stream.memcpy_htod(from, to).unwrap(),
+        (Host::F16(from), Gpu::F16(to)) => stream.memcpy_htod(from, to).unwrap(),
+        (Host::BF16(from), Gpu::BF16(to)) => stream.memcpy_htod(from, to).unwrap(),
+        _ => unreachable!("both are of the shape's dtype"),
     }
 }
 

@@ -4,7 +4,7 @@
 #pragma once
 #include "block.h"
 
-// Bytes of device memory that kernels loaded and stored.
+// Bytes of device memory that kernels loaded and stored; what the threads of a block read in common counts twice or so.
 static u64 loaded = 0, stored = 0;
 
 EXPORT void emulated_traffic(u64* loads, u64* stores) {
@@ -49,13 +49,13 @@ static struct Common {
     u64 address, count, instance;
     u32 warp, syncs, lanes; // of the first who read it
     bool two_warps;
-} common_reads[256];
+} common_reads[8192];
 
 // Whether this read adds nothing to those of two other threads since the same barrier and __syncwarp: whoever writes,
 // from now on or before, conflicts with one of the two, because nobody is ordered with both. (Of one warp they count
 // only for that warp; a later __syncwarp of some of its lanes may then go unnoticed.)
 static bool is_common_read(u64 address, u64 count) {
-    Common& common = common_reads[address % 256];
+    Common& common = common_reads[(u32)address * 2654435769u >> 19]; // scattered, and 13 bits
     const u32 warp = now.thread / WARP, syncs = now.known[now.thread % WARP];
     if (common.instance != now.instance || common.address != address || common.count != count || common.syncs != syncs) {
         common = {address, count, now.instance, warp, syncs, 1, false};
@@ -69,10 +69,10 @@ static bool is_common_read(u64 address, u64 count) {
 static void use(u64 address, u64 count, Kind kind) {
     if (!now.kernel) return; // the host's part of kernels.cpp
     if (memory.has(address)) {
+        if (kind == READ && is_common_read(address, count)) return; // from a GPU's cache, too
         if (kind != WRITE) loaded += count;
         if (kind != READ) stored += count;
-        if (kind != READ || !is_common_read(address, count)) use_memory(address, count, kind);
-        return;
+        return use_memory(address, count, kind);
     }
     if (is_private(address, count, kind)) return;
     if (address - image.local < image.local_bytes) return use_shared(address, count, kind);

@@ -21,19 +21,21 @@ asm(IN_DYNAMIC_SHARED(".globl emulated_dynamic_shared\nemulated_dynamic_shared:\
 // One block a chunk: neither a block without a chunk nor a chunk without a block, in the one table of them.
 template <class Arguments>
 static void one_block_a_chunk(const Arguments& arguments, const emulated::Geometry& launch) {
-    const auto [rows, chunks, table, inlined] = arguments;
+    const Chunk* chunks = std::get<1>(arguments);
     if (launch.block.x != BLOCK || launch.block.y * launch.block.z * launch.grid.y * launch.grid.z != 1) {
         emulated::die("blocks of %u threads, but the kernel is for %u", launch.block.x, BLOCK);
     }
     if (emulated::allocated_bytes(chunks) != launch.grid.x * sizeof(Chunk)) {
         emulated::die("%u blocks, which is not one a chunk", launch.grid.x);
     }
-    (void)rows, (void)table, (void)inlined;
 }
 
 const emulated::Kernel emulated::kernels[] = {
     CHECKED_KERNEL(adamw_f32, one_block_a_chunk),
     CHECKED_KERNEL(adamw_mixed, one_block_a_chunk),
+    CHECKED_KERNEL(grad_norm, one_block_a_chunk),
+    KERNEL(finalize),
+    CHECKED_KERNEL(accumulate, one_block_a_chunk),
     KERNEL(probe_copy),
     KERNEL(probe_sum),
     KERNEL(probe_warp),

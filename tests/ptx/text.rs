@@ -62,7 +62,7 @@ pub(crate) fn opcodes<'a>(ptx: &'a str, kernel: &str) -> BTreeMap<&'a str, usize
 
 /// The elements that one thread of a kernel updates at a time; none if the kernel updates no elements.
 pub(crate) fn lanes(kernel: &str) -> Option<usize> {
-    let (_, after) = ADAMW_CU.split_once(&format!(" {kernel}(")).expect("the kernel");
+    let (_, after) = ADAMW_CU.split_once(&format!(" {kernel}("))?;
     let body = after.split("__global__").next().unwrap_or_default();
     let (_, lanes) = body.split_once("update_chunk<")?;
     Some(lanes.split_once('>').expect("a template argument").0.parse().expect("a number"))

@@ -236,7 +236,7 @@ fn a_config_is_checked_key_by_key() {
         (json!({ "weight_decay": true }), "config: `weight_decay` must be a number, found true"),
         (json!({ "amsgrad": 1 }), "config: `amsgrad` must be true or false, found 1"),
         (json!({ "maximize": "no" }), "config: `maximize` must be true or false, found no"),
-        (json!({ "max_grad_norm": -1 }), "config: `max_grad_norm` must be a number from 0, found -1"),
+        (json!({ "max_grad_norm": 0 }), "config: `max_grad_norm` must be a number above 0, found 0"),
         (json!({ "groups": {} }), "config: `groups` must be a list of objects, found an object of 0 keys"),
         (json!({ "groups": [3] }), "groups[0]: `groups` must be an object, found 3"),
         (json!({ "groups": [{}] }), "groups[0]: `tensors` must be a list of tensor indices, found nothing"),

@@ -1,0 +1,314 @@
+//! What the user sets of a controlled step: clipping, loss scale, what is not finite, schedule. What it does:
+//! `decide.rs`.
+
+use crate::decide::schedule_factor;
+use crate::error::{Error, Result};
+use crate::table::{ControlParams, ControlState, ScheduleParams, control_flags, schedule_kinds};
+use std::sync::Arc;
+
+/// Clipping, loss scaling, skipping and a learning-rate schedule, decided on the device: no step waits for the host.
+///
+/// Given to [`AdamW::set_control`](crate::AdamW::set_control). A step is then up to three launches: the norm of all
+/// gradients (one more reading of them, 32 bytes an f32 element instead of 28), the decision, the update. The norm is
+/// not asked for, and the first launch is left out, where nothing below needs it. Gradients are never written.
+///
+/// ```
+/// use fused_adamw::{AdamW, AdamWConfig, Control, Decay, Device, Schedule};
+/// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [3])?;
+/// let decay = Decay::Cosine { end: 10_000, floor: 0.1 };
+/// let control = Control {
+///     max_grad_norm: Some(1.0),
+///     schedule: Schedule { warmup: 100, decay },
+///     ..Default::default()
+/// };
+/// opt.set_control(Some(control))?;
+/// opt.step([(&mut [1.0_f32; 3], &[100.0_f32; 3])])?;
+/// assert!((opt.status()?.unwrap().grad_norm - 100.0 * 3.0_f64.sqrt()).abs() < 1e-4);
+/// # Ok::<(), fused_adamw::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Control {
+    /// Gradients are multiplied by `min(1, max_grad_norm / (norm + 1e-6))`, where `norm` is the root of the sum of all
+    /// their squares, unscaled: `torch.nn.utils.clip_grad_norm_`, but in the update's own pass. Range `(0, ∞)`.
+    /// Default `None`: no clipping.
+    pub max_grad_norm: Option<f64>,
+    /// What becomes of gradients that are NaN or infinite. Default [`NonFinite::Propagate`].
+    pub non_finite: NonFinite,
+    /// Divide gradients by a scale that the loss was multiplied by, and adapt it. Default `None`.
+    pub loss_scale: Option<LossScale>,
+    /// A factor of every group's learning rate. Default: 1 always.
+    pub schedule: Schedule,
+    /// So many steps skipped one after the other are an error of [`AdamW::poll`](crate::AdamW::poll). Default `None`:
+    /// any number is allowed.
+    pub max_skipped: Option<u64>,
+}
+
+/// What becomes of a step whose gradients are not all finite, or whose norm is not.
+///
+/// A skipped step changes no byte of a parameter or a moment, and advances neither step count nor schedule.
+///
+/// ```
+/// assert_eq!(fused_adamw::NonFinite::default(), fused_adamw::NonFinite::Propagate);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum NonFinite {
+    /// They make their parameters NaN, as in PyTorch without a `GradScaler`. Nothing looks at them. The default.
+    #[default]
+    Propagate,
+    /// The step is skipped, as a `GradScaler` does.
+    SkipStep,
+    /// The tensors concerned are skipped, and are left out of the norm. Each tensor then counts its own steps.
+    SkipTensor,
+    /// The step is skipped, and [`AdamW::poll`](crate::AdamW::poll) says so.
+    Error,
+}
+
+/// A loss scale and its rules, those of PyTorch's `GradScaler` with its defaults: half as large after a step that was
+/// not finite, twice as large after 2,000 finite ones running. The scale is an f32 on the device.
+///
+/// ```
+/// assert_eq!(fused_adamw::LossScale::default().init_scale, 65536.0);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossScale {
+    /// Of the first step. Range `(0, ∞)`, as f32. Default 2^16.
+    pub init_scale: f32,
+    /// Range `[1, ∞)`. Default 2.
+    pub growth_factor: f64,
+    /// Range `(0, 1]`. Default 0.5.
+    pub backoff_factor: f64,
+    /// Finite steps until the scale grows. From 1 on. Default 2,000.
+    pub growth_interval: u64,
+}
+
+impl Default for LossScale {
+    fn default() -> Self {
+        Self { init_scale: 65536.0, growth_factor: 2.0, backoff_factor: 0.5, growth_interval: 2000 }
+    }
+}
+
+/// A factor of the learning rate, as a function of the number of steps **applied** so far: skipped ones do not count.
+///
+/// In step `n` (from 0) it is the product of the rise, `(n + 1) / warmup` for `n < warmup` and 1 later, and of the
+/// decay.
+///
+/// ```
+/// use fused_adamw::{Decay, Schedule};
+/// let schedule = Schedule { warmup: 4, decay: Decay::Linear { start: 10, end: 20, floor: 0.0 } };
+/// assert_eq!([0, 3, 10, 15, 20, 1000].map(|n| schedule.factor(n)), [0.25, 1.0, 1.0, 0.5, 0.0, 0.0]);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Schedule {
+    /// Steps of the linear rise. Default 0.
+    pub warmup: u64,
+    /// Default [`Decay::Constant`].
+    pub decay: Decay,
+}
+
+/// How a [`Schedule`] goes on after its rise. Ends and starts count applied steps, the rise included.
+///
+/// ```
+/// use fused_adamw::{Decay, Schedule};
+/// let listed = Schedule { decay: Decay::List([1.0, 0.5].into()), ..Default::default() };
+/// assert_eq!([0, 1, 2].map(|n| listed.factor(n)), [1.0, 0.5, 0.5]);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Decay {
+    /// 1. The default.
+    #[default]
+    Constant,
+    /// Half a cosine from 1 at the end of the rise to `floor` at `end`, and `floor` from then on.
+    Cosine {
+        /// The step from which on the factor is `floor`; later than the rise.
+        end: u64,
+        /// Range `[0, 1]`.
+        floor: f64,
+    },
+    /// 1 up to `start`, then a straight line to `floor` at `end`, and `floor` from then on. With `start` at the end of
+    /// the rise the usual linear decay; with a later one, warm-up, stable, decay (WSD).
+    Linear {
+        /// The last step of factor 1.
+        start: u64,
+        /// The step from which on the factor is `floor`; later than `start`.
+        end: u64,
+        /// Range `[0, 1]`.
+        floor: f64,
+    },
+    /// `sqrt(k / (n + 1))` from `n + 1 = k` on, where `k` is the length of the rise (at least 1).
+    InverseSqrt,
+    /// A factor for each step; the last one stays. Each in `[0, ∞)`, at least one of them.
+    List(Arc<[f64]>),
+}
+
+impl Schedule {
+    /// The factor of the step after `applied` ones: the very function that the device computes.
+    ///
+    /// ```
+    /// assert_eq!(fused_adamw::Schedule::default().factor(7), 1.0);
+    /// ```
+    #[must_use]
+    pub fn factor(&self, applied: u64) -> f64 {
+        schedule_factor(self.params(0), applied, self.listed(applied))
+    }
+
+    /// The list's factor, 1 without a list.
+    pub(crate) fn listed(&self, applied: u64) -> f64 {
+        let index = usize::try_from(applied).unwrap_or(usize::MAX);
+        let list = self.list();
+        list.get(index).or(list.last()).copied().unwrap_or(1.0)
+    }
+
+    pub(crate) fn list(&self) -> &[f64] {
+        if let Decay::List(list) = &self.decay { list } else { &[] }
+    }
+
+    /// `list`: the address of the list on the device.
+    pub(crate) fn params(&self, list: u64) -> ScheduleParams {
+        let warmup = self.warmup;
+        let (kind, start, end, floor) = match self.decay {
+            Decay::Constant => (schedule_kinds::CONSTANT, 0, 0, 0.0),
+            Decay::Cosine { end, floor } => (schedule_kinds::COSINE, warmup, end, floor),
+            Decay::Linear { start, end, floor } => (schedule_kinds::LINEAR, start, end, floor),
+            Decay::InverseSqrt => (schedule_kinds::INVERSE_SQRT, warmup.max(1), 0, 0.0),
+            Decay::List(_) => (schedule_kinds::LISTED, 0, 0, 0.0),
+        };
+        ScheduleParams { warmup, start, end, floor, list, list_len: self.list().len() as u64, kind }
+    }
+
+    fn check(&self) -> Result<()> {
+        let ends = match self.decay {
+            Decay::Cosine { end, floor } => Some((self.warmup, end, floor)),
+            Decay::Linear { start, end, floor } => Some((start, end, floor)),
+            _ => None,
+        };
+        if let Some((start, end, floor)) = ends {
+            in_range("schedule.decay.floor", floor, (0.0..=1.0).contains(&floor), "[0, 1]")?;
+            if end <= start {
+                return Err(Error::Schedule { start, end });
+            }
+        }
+        match &self.decay {
+            Decay::List(list) if list.is_empty() => in_range("schedule.decay.List.len()", 0.0, false, "[1, inf)"),
+            Decay::List(list) => list
+                .iter()
+                .try_for_each(|&x| in_range("schedule.decay.List", x, (0.0..f64::INFINITY).contains(&x), "[0, inf)")),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn in_range(field: &'static str, value: f64, is_in: bool, range: &'static str) -> Result<()> {
+    if is_in { Ok(()) } else { Err(Error::Control { field, value, range }) }
+}
+
+impl Control {
+    /// Every condition is written so that NaN fails it.
+    pub(crate) fn check(&self) -> Result<()> {
+        if let Some(norm) = self.max_grad_norm {
+            in_range("max_grad_norm", norm, norm > 0.0 && norm < f64::INFINITY, "(0, inf)")?;
+        }
+        if let Some(scale) = self.loss_scale {
+            scale.check()?;
+            if self.non_finite == NonFinite::Propagate {
+                return Err(Error::LossScaleWithoutSkip);
+            }
+        }
+        self.schedule.check()
+    }
+
+    /// Whether the gradients are read before the update.
+    pub(crate) fn needs_norm(&self) -> bool {
+        self.max_grad_norm.is_some() || self.non_finite != NonFinite::Propagate
+    }
+
+    /// `list`: the address of the schedule's list on the device.
+    pub(crate) fn params(&self, list: u64) -> ControlParams {
+        let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+        let skip_step = matches!(self.non_finite, NonFinite::SkipStep | NonFinite::Error);
+        let fixed = LossScale { growth_factor: 1.0, backoff_factor: 1.0, growth_interval: 0, ..LossScale::default() };
+        let scale = self.loss_scale.unwrap_or(fixed);
+        ControlParams {
+            schedule: self.schedule.params(list),
+            max_grad_norm: self.max_grad_norm.unwrap_or(0.0),
+            growth_factor: scale.growth_factor,
+            backoff_factor: scale.backoff_factor,
+            growth_interval: scale.growth_interval,
+            flags: flag(self.max_grad_norm.is_some(), control_flags::CLIP_NORM)
+                | flag(skip_step, control_flags::SKIP_STEP)
+                | flag(self.non_finite == NonFinite::SkipTensor, control_flags::SKIP_TENSOR),
+        }
+    }
+
+    /// `before` is what a control before this one has come to: schedule and loss scale go on from there.
+    pub(crate) fn first_state(&self, before: Option<(&Self, ControlState)>) -> ControlState {
+        let fresh = ControlState { loss_scale: 1.0, grad_scale: 1.0, lr_factor: 1.0, ..ControlState::default() };
+        let state = before.map_or(fresh, |(_, state)| state);
+        let scaled = before.is_some_and(|(control, _)| control.loss_scale.is_some());
+        match self.loss_scale {
+            None => ControlState { loss_scale: 1.0, growth_tracker: 0, ..state },
+            Some(_) if scaled => state,
+            Some(scale) => ControlState { loss_scale: scale.init_scale, growth_tracker: 0, ..state },
+        }
+    }
+}
+
+impl LossScale {
+    fn check(&self) -> Result<()> {
+        let Self { init_scale, growth_factor, backoff_factor, growth_interval } = *self;
+        let init = init_scale > 0.0 && init_scale < f32::INFINITY;
+        in_range("loss_scale.init_scale", init_scale.into(), init, "(0, inf)")?;
+        let growth = (1.0..f64::INFINITY).contains(&growth_factor);
+        in_range("loss_scale.growth_factor", growth_factor, growth, "[1, inf)")?;
+        let backoff = backoff_factor > 0.0 && backoff_factor <= 1.0;
+        in_range("loss_scale.backoff_factor", backoff_factor, backoff, "(0, 1]")?;
+        in_range("loss_scale.growth_interval", 0.0, growth_interval > 0, "[1, inf)")
+    }
+}
+
+/// What a controlled optimizer has decided so far, read by [`AdamW::status`](crate::AdamW::status).
+///
+/// ```
+/// # use fused_adamw::{AdamW, AdamWConfig, Control, Device};
+/// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
+/// assert_eq!(opt.status()?, None);
+/// opt.set_control(Some(Control::default()))?;
+/// opt.step([(&mut [1.0_f32], &[1.0_f32])])?;
+/// assert_eq!(opt.status()?.unwrap().applied, 1);
+/// # Ok::<(), fused_adamw::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Status {
+    /// Steps applied since the control was set: what the schedule counts.
+    pub applied: u64,
+    /// Steps skipped since then.
+    pub skipped: u64,
+    /// Steps skipped since the last one that was applied.
+    pub skipped_running: u64,
+    /// Norm of the last step's gradients, unscaled, before clipping; 0 where it is not asked for. NaN stands for
+    /// every NaN.
+    pub grad_norm: f64,
+    /// Gradients of the last step that were NaN or infinite; 0 where it is not asked for.
+    pub non_finite: u64,
+    /// What the last step multiplied its gradients by, clipping included.
+    pub grad_scale: f64,
+    /// The schedule's factor in the last step.
+    pub lr_factor: f64,
+    /// What the next loss is to be multiplied by; 1 without [`LossScale`].
+    pub loss_scale: f32,
+}
+
+impl From<ControlState> for Status {
+    fn from(state: ControlState) -> Self {
+        Self {
+            applied: state.applied,
+            skipped: state.skipped,
+            skipped_running: state.skipped_running,
+            grad_norm: state.grad_norm,
+            non_finite: state.non_finite,
+            grad_scale: state.grad_scale,
+            lr_factor: state.lr_factor,
+            loss_scale: state.loss_scale,
+        }
+    }
+}

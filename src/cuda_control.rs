@@ -1,0 +1,187 @@
+//! A controlled step on a GPU: its tables in device memory, and the two launches before the update. Beside it on the
+//! CPU: `src/controller.rs`.
+//!
+//! Everything that changes from step to step lies on the device, so that a captured step is right at every replay.
+
+use crate::classes::Classes;
+use crate::control::Control;
+use crate::controller::Tables;
+use crate::cuda::{BLOCK, CudaDevice, Table, describe, refuse_capture, while_doing};
+use crate::error::{Error, Result};
+use crate::table::{
+    Chunk, Class, ControlParams, ControlState, Counter, FinalizeTables, Hyper, Squares, StepScalars, control_flags,
+};
+use cudarc::driver::{CudaFunction, CudaSlice, DevicePtr, LaunchConfig, PushKernelArg};
+use std::mem::offset_of;
+use std::sync::Arc;
+
+/// Threads of the one block of `finalize`: `FINALIZE_BLOCK` of `cuda/finalize.cuh`.
+const FINALIZE_BLOCK: u32 = 1024;
+
+#[derive(Debug)]
+pub(crate) struct CudaControl {
+    device: Arc<CudaDevice>,
+    grad_norm: CudaFunction,
+    finalize: CudaFunction,
+    params: Table<ControlParams>,
+    /// The schedule's factors, if they are listed.
+    _list: Table<f64>,
+    /// After and before the last step.
+    state: Table<ControlState>,
+    chunks: Table<Chunk>,
+    chunk_count: u32,
+    squares: Table<Squares>,
+    bad_tensors: Option<Table<u32>>,
+    hypers: Table<Hyper>,
+    classes: Table<Class>,
+    /// What `classes` holds.
+    uploaded: Vec<Class>,
+    counters: Table<Counter>,
+    /// How many of them count.
+    counted: usize,
+    scalars: Table<StepScalars>,
+    /// A multiplier of the user's.
+    grad_scalar: Option<Arc<CudaSlice<f32>>>,
+    /// The last step was decided, but its update was not launched.
+    undo: bool,
+}
+
+impl CudaControl {
+    pub(crate) fn new(device: &Arc<CudaDevice>, control: &Control, tables: &Tables, tensors: usize) -> Result<Self> {
+        let stream = &device.stream;
+        let doing = "upload the control of the steps";
+        let list = Table::of(stream, control.schedule.list(), doing)?;
+        let params = control.params(list.address);
+        let skips_tensors = params.flags & control_flags::SKIP_TENSOR != 0;
+        let mut counters = Table::zeros(stream, tensors, doing)?;
+        counters.upload(&tables.counts.iter().map(|&now| Counter { now, before: now }).collect::<Vec<_>>(), doing)?;
+        Ok(Self {
+            device: device.clone(),
+            grad_norm: device.function("grad_norm")?,
+            finalize: device.function("finalize")?,
+            params: Table::of(stream, &[params], doing)?,
+            _list: list,
+            state: Table::of(stream, &[tables.state; 2], doing)?,
+            chunks: Table::of(stream, &tables.chunks, doing)?,
+            chunk_count: u32::try_from(tables.chunks.len()).unwrap_or(u32::MAX), // 2^40 / 8192 and 2^32, far below
+            squares: Table::zeros(stream, tables.chunks.len(), doing)?,
+            bad_tensors: skips_tensors.then(|| Table::zeros(stream, tensors, doing)).transpose()?,
+            hypers: Table::of(stream, &tables.hypers, doing)?,
+            classes: Table::zeros(stream, tensors, doing)?,
+            uploaded: Vec::new(),
+            counted: tables.counts.len(),
+            counters,
+            scalars: Table::zeros(stream, tensors, doing)?,
+            grad_scalar: None,
+            undo: false,
+        })
+    }
+
+    pub(crate) fn set_hypers(&mut self, hypers: &[Hyper]) -> Result<()> {
+        self.hypers.upload(hypers, "upload the hyper-parameters")
+    }
+
+    pub(crate) fn grad_scalar(&self) -> Option<Arc<CudaSlice<f32>>> {
+        self.grad_scalar.clone()
+    }
+
+    pub(crate) fn scale_grads_by(&mut self, scalar: Option<Arc<CudaSlice<f32>>>) -> Result<()> {
+        if let Some(scalar) = &scalar {
+            let expected = || describe(self.device.stream.context());
+            self.device
+                .check_context(scalar.context())
+                .map_err(|actual| Error::ScalarDevice { expected: expected(), actual })?;
+            if scalar.len() != 1 {
+                return Err(Error::ScalarLength { actual: scalar.len() });
+            }
+        }
+        self.grad_scalar = scalar;
+        Ok(())
+    }
+
+    pub(crate) fn loss_scale_address(&self) -> u64 {
+        self.state.address + offset_of!(ControlState, loss_scale) as u64
+    }
+
+    pub(crate) fn state(&self) -> Result<ControlState> {
+        Ok(self.state.read(usize::from(self.undo), 1)?[0])
+    }
+
+    pub(crate) fn counts(&self) -> Result<Vec<u64>> {
+        let counters = self.counters.read(0, self.counted)?;
+        Ok(counters.into_iter().map(|counter| if self.undo { counter.before } else { counter.now }).collect())
+    }
+
+    /// Where the scalars of the step will lie.
+    pub(crate) fn scalars(&self) -> u64 {
+        self.scalars.address
+    }
+
+    /// The classes of the step; those that were split begin with the counts of those they were part of.
+    pub(crate) fn set_classes(&mut self, classes: &Classes, split: &[(u32, u32)]) -> Result<()> {
+        if classes.list == self.uploaded {
+            return Ok(());
+        }
+        refuse_capture(&self.device.stream)?;
+        let doing = "split the step counts";
+        split.iter().try_for_each(|&(old, new)| self.counters.copy_within(old as usize, new as usize, doing))?;
+        self.uploaded.clear();
+        self.classes.upload(&classes.list, "upload the classes of tensors")?;
+        self.uploaded.clone_from(&classes.list);
+        self.counted = classes.list.len();
+        Ok(())
+    }
+
+    /// Norm and decision: the scalars are there for whatever is launched next.
+    ///
+    /// # Safety
+    /// `rows` is the address of as many rows as the chunks name, and their gradients may be read on the stream.
+    pub(crate) unsafe fn decide(&mut self, rows: u64, grad_scale: f64) -> Result<()> {
+        if self.chunk_count > 0 {
+            let mut launch = self.device.stream.launch_builder(&self.grad_norm);
+            launch.arg(&rows).arg(&self.chunks.address).arg(&self.squares.address);
+            let grid =
+                LaunchConfig { grid_dim: (self.chunk_count, 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 };
+            // SAFETY: the arguments are those of the kernel, in type and order. One block a chunk; every chunk lies in its
+            // tensor (src/plan.rs), whose row names a gradient as long as that (the caller's promise); `squares` has
+            // one for each chunk.
+            unsafe { launch.launch(grid) }.map_err(while_doing("launch the norm of the gradients"))?;
+        }
+        // The guard waits for who writes it, and records our reading after the launch.
+        let scalar = self.grad_scalar.as_ref().map(|scalar| scalar.device_ptr(&self.device.stream));
+        let tables = self.tables(grad_scale, scalar.as_ref().map_or(0, |(address, _)| *address));
+        let mut launch = self.device.stream.launch_builder(&self.finalize);
+        launch.arg(&tables);
+        let grid = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (FINALIZE_BLOCK, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the argument is the kernel's, a twin (src/twins.rs); it names our own tables with their lengths, and
+        // classes, counters and scalars have room for as many as there are tensors, which classes never outnumber.
+        unsafe { launch.launch(grid) }.map_err(while_doing("launch the decision on the step"))?;
+        drop(scalar);
+        self.undo = true;
+        Ok(())
+    }
+
+    /// The update has been launched as well.
+    pub(crate) fn done(&mut self) {
+        self.undo = false;
+    }
+
+    fn tables(&self, grad_scale: f64, grad_scalar: u64) -> FinalizeTables {
+        FinalizeTables {
+            params: self.params.address,
+            state: self.state.address,
+            squares: self.squares.address,
+            chunks: self.chunks.address,
+            bad_tensors: self.bad_tensors.as_ref().map_or(0, |bad| bad.address),
+            hypers: self.hypers.address,
+            classes: self.classes.address,
+            counters: self.counters.address,
+            scalars: self.scalars.address,
+            grad_scalar,
+            grad_scale,
+            chunk_count: self.chunk_count,
+            class_count: u32::try_from(self.uploaded.len()).unwrap_or(u32::MAX), // no more than tensors
+            undo: self.undo.into(),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The sum of the squares of all gradients. Which are added to which, and in which order, is a function of the
+//! tensors' order and lengths alone. Beside it on a GPU: `cuda/norm.cuh`, and `finalize.cuh` for the sum of the chunks.
+//!
+//! A tensor is cut into chunks of [`NORM_CHUNK_LEN`]. In a chunk, gradient `i` is added to sum `i % 2048`, in f32; then
+//! the sums of 8 neighbours, of 32 such, of 8 such. The chunks are added in f64, to 1024 sums, and these at last.
+
+#![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
+
+use crate::cpu::{slice, tasks};
+use crate::rounding::{add_rn, add_rn64, canonical, fma_rn, is_finite, to_f64};
+use crate::simd::{Simd, for_every_simd};
+use crate::table::{Chunk, Squares, TensorRow, dtypes, row_flags};
+use crate::tensor::Float;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+/// Elements of a chunk: a million gradients are 123 blocks of a GPU.
+pub(crate) const NORM_CHUNK_LEN: u32 = 8 * 1024;
+
+/// Sums of a thread, threads of a warp, warps of a block: as on a GPU.
+const LANES: usize = 8;
+const WARP: usize = 32;
+const WARPS: usize = 8;
+const SUMS: usize = LANES * WARP * WARPS;
+/// Threads of the block that adds up the chunks.
+const FINALIZE_BLOCK: usize = 1024;
+
+/// The squares of each chunk; of a tensor without a gradient, none.
+///
+/// # Safety
+/// As for [`crate::cpu::run`], for the gradients alone. `squares` are as many as `chunks`.
+pub(crate) unsafe fn of_chunks(simd: Simd, chunks: &[Chunk], rows: &[TensorRow], squares: &mut [Squares]) {
+    let one = |(squares, chunk): (&mut Squares, &Chunk)| {
+        let row = &rows[chunk.tensor as usize];
+        let has_grad = row.flags & row_flags::HAS_GRAD != 0;
+        // SAFETY: the caller's promise.
+        *squares = if has_grad { unsafe { of_chunk(simd, row, *chunk) } } else { Squares::default() };
+    };
+    match tasks(chunks) {
+        None => squares.iter_mut().zip(chunks).for_each(one),
+        Some(together) => squares.par_iter_mut().zip(chunks).with_min_len(together).for_each(one),
+    }
+}
+
+for_every_simd! {
+    /// # Safety
+    /// As for [`of_chunks`], for this chunk of a tensor with a gradient.
+    unsafe fn of_chunk(row: &TensorRow, chunk: Chunk) -> Squares, by of_chunk_inlined
+}
+
+/// # Safety
+/// As for [`of_chunk`].
+#[inline(always)]
+unsafe fn of_chunk_inlined(row: &TensorRow, chunk: Chunk) -> Squares {
+    match row.grad_dtype {
+        // SAFETY: (all three) the caller's promise, with the dtype of the row.
+        dtypes::F32 => of(unsafe { slice::<f32>(row.grad, chunk) }),
+        // SAFETY: see above.
+        dtypes::F16 => of(unsafe { slice::<f16>(row.grad, chunk) }),
+        // SAFETY: see above.
+        _ => of(unsafe { slice::<bf16>(row.grad, chunk) }),
+    }
+}
+
+#[inline(always)]
+fn of<G: Float>(grad: &[G]) -> Squares {
+    let mut sums = [0.0_f32; SUMS];
+    let mut non_finite = 0;
+    for row in grad.chunks(SUMS) {
+        for (sum, g) in sums.iter_mut().zip(row) {
+            let g = g.widen();
+            *sum = fma_rn(g, g, *sum);
+            non_finite += u32::from(!is_finite(g));
+        }
+    }
+    Squares { sum: canonical(tree(&sums)), non_finite }
+}
+
+#[inline(always)]
+fn tree(sums: &[f32; SUMS]) -> f32 {
+    let mut threads = [0.0_f32; WARP * WARPS];
+    for (thread, s) in threads.iter_mut().zip(sums.as_chunks::<LANES>().0) {
+        let (low, high) =
+            (add_rn(add_rn(s[0], s[1]), add_rn(s[2], s[3])), add_rn(add_rn(s[4], s[5]), add_rn(s[6], s[7])));
+        *thread = add_rn(low, high);
+    }
+    let mut warps = [0.0_f32; WARPS];
+    for (warp, threads) in warps.iter_mut().zip(threads.as_chunks::<WARP>().0) {
+        *warp = halved(*threads, add_rn);
+    }
+    halved(warps, add_rn)
+}
+
+/// The sum of all: of those half of them apart, then a quarter, then neighbours.
+#[inline(always)]
+fn halved<T: Copy, const N: usize>(mut values: [T; N], add: fn(T, T) -> T) -> T {
+    let mut apart = N / 2;
+    while apart > 0 {
+        for i in 0..apart {
+            values[i] = add(values[i], values[i + apart]);
+        }
+        apart /= 2;
+    }
+    values[0]
+}
+
+/// The sum of all chunks but those of tensors that are `bad`, if there are any such.
+pub(crate) fn total(squares: &[Squares], chunks: &[Chunk], bad: &[u32]) -> f64 {
+    let mut sums = [0.0_f64; FINALIZE_BLOCK];
+    for (i, (squares, chunk)) in squares.iter().zip(chunks).enumerate() {
+        let skipped = bad.get(chunk.tensor as usize).is_some_and(|&bad| bad != 0);
+        let sum = &mut sums[i % FINALIZE_BLOCK];
+        *sum = add_rn64(*sum, if skipped { 0.0 } else { to_f64(squares.sum) });
+    }
+    let mut warps = [0.0_f64; FINALIZE_BLOCK / WARP];
+    for (warp, threads) in warps.iter_mut().zip(sums.as_chunks::<WARP>().0) {
+        *warp = halved(*threads, add_rn64);
+    }
+    halved(warps, add_rn64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Against f64, for lengths around a lane's, a row's and a chunk's.
+    #[test]
+    fn it_is_the_sum_of_the_squares() {
+        for len in [0, 1, 7, 8, 9, 255, 256, 257, 2047, 2048, 2049, 8191, 8192] {
+            let grad: Vec<f32> = (0..len).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
+            let exact: f64 = grad.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
+            approx::assert_relative_eq!(f64::from(of(&grad).sum), exact, max_relative = 1e-6);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_counted_and_shows_in_the_sum() {
+        let mut grad = vec![1.0_f32; 3000];
+        (grad[5], grad[2999]) = (f32::NEG_INFINITY, f32::INFINITY);
+        assert_eq!(of(&grad), Squares { sum: f32::INFINITY, non_finite: 2 });
+        grad[7] = f32::from_bits(0xffc1_2345);
+        assert_eq!((of(&grad).sum.to_bits(), of(&grad).non_finite), (0x7fc0_0000, 3));
+    }
+
+    #[test]
+    fn the_instruction_set_changes_no_bit() {
+        let grad: Vec<f32> = (0..5000).map(|i| 1.0 / (1.0 + i as f32)).collect();
+        let row = TensorRow { grad: grad.as_ptr().expose_provenance() as u64, ..TensorRow::default() };
+        let chunk = Chunk { start: 8, tensor: 0, len: 4990 };
+        for simd in [Simd::Portable, Simd::Avx2, Simd::Avx512].into_iter().filter(|simd| simd.is_available()) {
+            // SAFETY: a chunk inside `grad`, which nobody writes, and a `Simd` that is available.
+            assert_eq!(unsafe { of_chunk(simd, &row, chunk) }, of(&grad[8..4998]));
+        }
+    }
+
+    #[test]
+    fn chunks_of_bad_tensors_are_left_out() {
+        let squares = [1.0, 2.0, f32::NAN, 8.0].map(|sum| Squares { sum, non_finite: 0 });
+        let chunks = [0, 0, 1, 2].map(|tensor| Chunk { start: 0, tensor, len: 1 });
+        assert_eq!(total(&squares, &chunks, &[0, 1, 0]), 11.0);
+        assert!(total(&squares, &chunks, &[]).is_nan());
+    }
+}

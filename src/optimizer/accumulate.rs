@@ -1,0 +1,155 @@
+//! The optimizer with sums of gradients, for batches that take several backward passes.
+
+use super::AdamW;
+use crate::arena::{Arena, Layout, Slot};
+use crate::config::StepOptions;
+use crate::device::Guards;
+use crate::error::{Error, Result};
+use crate::table::{SumRow, firsts};
+use crate::tensor::{Dtype, Elements, Grad, Pair, Param, Place};
+
+/// An f32 sum for each tensor.
+#[derive(Debug)]
+pub(super) struct Sums {
+    arena: Arena,
+    slots: Vec<Slot>,
+    /// Whether a gradient has been added since the last step.
+    pending: Vec<bool>,
+}
+
+impl Sums {
+    fn address(&self, i: usize) -> u64 {
+        self.arena.address() + 4 * self.slots[i].offset as u64
+    }
+}
+
+impl AdamW {
+    /// Adds gradients to sums that the optimizer keeps, f32 whatever the gradients are: for a batch that takes several
+    /// backward passes. [`AdamW::step_accumulated`] then steps by the sums. `grads` are in the registered order; `None`
+    /// adds nothing. The sums (4 bytes an element) are allocated by the first call; the first gradient after a step
+    /// replaces its sum, so that nothing is ever set to zero.
+    ///
+    /// One launch on a GPU, and no copy while addresses are as in the call before.
+    ///
+    /// ```
+    /// use fused_adamw::{AdamW, AdamWConfig, Device, StepOptions};
+    /// use half::bf16;
+    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [2])?;
+    /// let mut p = [1.0_f32; 2];
+    /// for g in [[256.0, 1.0], [1.0, 1.0]] {
+    ///     opt.accumulate([&g.map(bf16::from_f32)])?;
+    /// }
+    /// opt.step_accumulated(StepOptions { grad_scale: 0.5 }, [&mut p])?; // their mean
+    /// assert_eq!(opt.state(0)?.m, [12.85, 0.1]); // 257 has no bf16
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`AdamW::step`] that are about gradients. Nothing has changed then.
+    pub fn accumulate<'a, I>(&mut self, grads: I) -> Result<()>
+    where
+        I: IntoIterator,
+        I::Item: Into<Grad<'a>>,
+    {
+        let grads: Vec<Grad<'a>> = grads.into_iter().map(Into::into).collect();
+        self.check_grads(&grads)?;
+        let has_grad: Vec<bool> = grads.iter().map(|grad| grad.0.is_some()).collect();
+        if !has_grad.contains(&true) {
+            return Ok(());
+        }
+        self.refuse_capture()?;
+        let sums = match self.sums.take() {
+            Some(sums) => sums,
+            None => self.new_sums()?,
+        };
+        let sums = self.sums.insert(sums);
+        let which_first = which_first(&sums.pending, &has_grad);
+        let (device, mut guards) = (self.device.clone(), Guards::default());
+        let mut rows = Vec::with_capacity(grads.len());
+        for (i, (tensor, grad)) in self.tensors.iter().zip(grads).enumerate() {
+            let first = which_first == firsts::ROWS_FIRST && !sums.pending[i];
+            let sum = sums.address(i);
+            rows.push(match grad.0 {
+                Some(grad) => SumRow { sum, ..tensor.sum_row(grad, first, &device, &mut guards)? },
+                None => SumRow { sum, ..SumRow::default() },
+            });
+        }
+        // SAFETY: every gradient is of the registered length (`check_grads`), lies on this device, aligned
+        // (`Tensor::sum_row`), and is borrowed for as long as this function runs, or as `Grad`'s maker vouches for; the
+        // sums are the optimizer's own, as long as the tensors and apart (`Layout`), so that no gradient is among them.
+        // The guards are held until after the launch.
+        unsafe { self.engine.accumulate(&rows, which_first)? };
+        sums.pending.iter_mut().zip(has_grad).for_each(|(pending, has)| *pending |= has);
+        guards.finish(&device)
+    }
+
+    fn check_grads(&self, grads: &[Grad<'_>]) -> Result<()> {
+        if grads.len() != self.tensors.len() {
+            return Err(Error::TensorCount { expected: self.tensors.len(), actual: grads.len() });
+        }
+        self.tensors.iter().zip(grads).try_for_each(|(tensor, grad)| tensor.check_grad(grad))
+    }
+
+    fn new_sums(&self) -> Result<Sums> {
+        let mut layout = Layout::default();
+        let slots = self.tensors.iter().map(|tensor| layout.slot(tensor.len)).collect();
+        Ok(Sums { arena: self.device.alloc(layout.len)?, slots, pending: vec![false; self.tensors.len()] })
+    }
+
+    /// A step by the sums of [`AdamW::accumulate`]. A tensor that nothing has been added to since the last step has no
+    /// gradient. `params` are in the registered order.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device, StepOptions};
+    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1, 1])?;
+    /// let (mut w, mut frozen) = ([1.0_f32], [1.0_f32]);
+    /// opt.accumulate([Some(&[0.5_f32]), None])?;
+    /// opt.step_accumulated(StepOptions::default(), [&mut w, &mut frozen])?;
+    /// assert!(w[0] < 1.0 && frozen == [1.0]);
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`AdamW::step_with`]. Nothing has changed then, and the sums are still there.
+    pub fn step_accumulated<'a, I>(&mut self, options: StepOptions, params: I) -> Result<()>
+    where
+        I: IntoIterator,
+        I::Item: Into<Param<'a>>,
+    {
+        let sum = |i: usize| {
+            let sums = self.sums.as_ref().filter(|sums| sums.pending[i])?;
+            Some(Elements { place: Place::Raw(sums.address(i)), dtype: Dtype::F32, len: self.tensors[i].len })
+        };
+        let params: Vec<Param<'a>> = params.into_iter().map(Into::into).collect();
+        if params.len() != self.tensors.len() {
+            return Err(Error::TensorCount { expected: self.tensors.len(), actual: params.len() });
+        }
+        let pairs = params.into_iter().enumerate().map(|(i, param)| Pair { param, grad: Grad(sum(i)) });
+        let pairs = pairs.collect();
+        let result = self.enqueue(options, pairs);
+        if was_applied(&result) {
+            self.sums.iter_mut().for_each(|sums| sums.pending.fill(false));
+        }
+        result
+    }
+}
+
+/// The one error after which a step was applied is that its use could not be recorded.
+fn was_applied(result: &Result<()>) -> bool {
+    match result {
+        #[cfg(feature = "cuda")]
+        Err(Error::NotRecorded { .. }) => true,
+        result => result.is_ok(),
+    }
+}
+
+/// Of tensors that are all alike nothing has to be uploaded.
+fn which_first(pending: &[bool], has_grad: &[bool]) -> u32 {
+    let mut given = pending.iter().zip(has_grad).filter(|(_, has)| **has).map(|(&pending, _)| pending);
+    let one = given.next().unwrap_or(false);
+    match given.all(|other| other == one) {
+        true if one => firsts::NONE_FIRST,
+        true => firsts::ALL_FIRST,
+        false => firsts::ROWS_FIRST,
+    }
+}

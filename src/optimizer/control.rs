@@ -1,0 +1,183 @@
+//! The optimizer with a [`Control`]: set, read, captured.
+
+use super::AdamW;
+use crate::classes::Classes;
+use crate::control::{Control, NonFinite, Status};
+use crate::controller::Tables;
+use crate::error::{Error, Result};
+use crate::register::Tensor;
+
+#[cfg(feature = "cuda")]
+use {cudarc::driver::CudaSlice, std::sync::Arc};
+
+impl AdamW {
+    /// Lets the device decide how its steps are taken, by `control`; or, with `None`, ends that. Step counts go on, and,
+    /// if there was a control before, so do its schedule and loss scale. On a GPU this waits for what is enqueued.
+    ///
+    /// ```
+    /// use fused_adamw::{AdamW, AdamWConfig, Control, Device, LossScale, NonFinite};
+    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
+    /// let loss_scale = Some(LossScale::default());
+    /// opt.set_control(Some(Control { loss_scale, non_finite: NonFinite::SkipStep, ..Default::default() }))?;
+    /// let mut p = [1.0_f32];
+    /// opt.step([(&mut p, &[f32::INFINITY])])?; // too large a scale: skipped
+    /// assert_eq!((p, opt.state(0)?.step), ([1.0], 0));
+    /// assert_eq!(opt.status()?.unwrap().loss_scale, 32768.0);
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Control`], [`Error::Schedule`], [`Error::LossScaleWithoutSkip`]; on a GPU `Error::Capturing`,
+    /// `Error::Driver`. Nothing has changed then.
+    pub fn set_control(&mut self, control: Option<Control>) -> Result<()> {
+        control.iter().try_for_each(Control::check)?;
+        let steps = self.steps()?;
+        let before = self.control.as_ref().map(|(control, _)| control).zip(self.engine.control_state()?);
+        let lens = self.tensors.iter().map(|tensor| tensor.len as u64).collect();
+        let next = control.map(|control| {
+            let (classes, counts) = Classes::new(&self.tensors, &steps, control.non_finite == NonFinite::SkipTensor);
+            let tables = Tables::new(&control, lens, &self.groups, counts, before);
+            (control, classes, tables)
+        });
+        let (control, tables) = next.map(|(control, classes, tables)| ((control, classes), tables)).unzip();
+        let with_tables = control.as_ref().map(|(control, _)| control).zip(tables);
+        self.engine.set_control(with_tables, self.tensors.len())?;
+        self.tensors.iter_mut().zip(steps).for_each(|(tensor, step)| tensor.step = step);
+        self.control = control;
+        Ok(())
+    }
+
+    /// The step counts of all tensors.
+    pub(super) fn steps(&self) -> Result<Vec<u64>> {
+        let counted = self.engine.counts()?.zip(self.control.as_ref());
+        let of = |i: usize, tensor: &Tensor| match &counted {
+            Some((counts, (_, classes))) => counts[classes.of[i] as usize],
+            None => tensor.step,
+        };
+        Ok(self.tensors.iter().enumerate().map(|(i, tensor)| of(i, tensor)).collect())
+    }
+
+    /// What the control has come to; `None` without one. On a GPU this waits for the steps that were enqueued.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Control, Device};
+    /// # let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [2])?;
+    /// opt.set_control(Some(Control { max_grad_norm: Some(1.0), ..Default::default() }))?;
+    /// opt.step([(&mut [0.0_f32; 2], &[3.0_f32, 4.0])])?;
+    /// let status = opt.status()?.unwrap();
+    /// assert_eq!((status.grad_norm, (1e6 * status.grad_scale).round()), (5.0, 200_000.0));
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// On a GPU `Error::Driver`.
+    pub fn status(&self) -> Result<Option<Status>> {
+        Ok(self.engine.control_state()?.map(Status::from))
+    }
+
+    /// An error if more steps have been skipped than the control allows: [`Control::max_skipped`],
+    /// [`NonFinite::Error`]. On a GPU this waits for the steps that were enqueued.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Control, Device, Error, NonFinite};
+    /// # let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
+    /// opt.set_control(Some(Control { non_finite: NonFinite::Error, ..Default::default() }))?;
+    /// opt.step([(&mut [0.0_f32], &[f32::NAN])])?;
+    /// assert!(matches!(opt.poll(), Err(Error::Skipped { skipped_running: 1, limit: 0, non_finite: 1, .. })));
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Skipped`]; on a GPU `Error::Driver`.
+    pub fn poll(&self) -> Result<()> {
+        let Some((control, _)) = &self.control else { return Ok(()) };
+        let limit = if control.non_finite == NonFinite::Error { Some(0) } else { control.max_skipped };
+        match (self.status()?, limit) {
+            (Some(Status { skipped_running, non_finite, grad_norm, .. }), Some(limit)) if skipped_running > limit => {
+                Err(Error::Skipped { skipped_running, limit, non_finite, grad_norm })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets steps be captured into CUDA graphs. While the device's stream is being captured, a step is recorded, and not
+    /// executed. Every replay of the graph is then a step as if it had been called: what changes from step to step (step
+    /// counts, learning rates, schedule, norm, loss scale, whether it is skipped) lies on the device. Constants of the
+    /// graph are [`StepOptions`](crate::StepOptions), addresses, and which tensors have gradients.
+    ///
+    /// It takes a control, be it [`Control::default`], and a step before with the same tensors: two, if any parameter has
+    /// 16 bits. With several streams, cudarc's event tracking has to be off.
+    ///
+    /// ```no_run
+    /// use fused_adamw::{AdamW, AdamWConfig, Control, Device};
+    /// use fused_adamw::cudarc::driver::{CudaContext, sys};
+    /// let stream = CudaContext::new(0)?.new_stream()?;
+    /// let (mut p, g) = (stream.alloc_zeros::<f32>(1000)?, stream.alloc_zeros::<f32>(1000)?);
+    /// let mut opt = AdamW::new(&Device::cuda(&stream)?, AdamWConfig::default(), [1000])?;
+    /// opt.set_control(Some(Control::default()))?;
+    /// opt.step([(&mut p, &g)])?;
+    /// // SAFETY: `p`, `g` and `opt` outlive the graph, and nobody uses them in another way.
+    /// unsafe { opt.allow_capture() };
+    /// stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
+    /// opt.step([(&mut p, &g)])?;
+    /// let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    /// let graph = stream.end_capture(flags)?.unwrap();
+    /// for _ in 0..100 {
+    ///     graph.launch()?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Safety
+    /// From each captured step to the last replay of its graph, until that has finished: this optimizer, its parameters and
+    /// its gradients stay where they are; nobody borrows them mutably, nor writes to or reads from them but in order with
+    /// the replays; [`AdamW::set_control`] is not called, and no step is made with other tensors, or with other of them
+    /// without a gradient. The graph is launched on this device's stream, or in order with it.
+    #[cfg(feature = "cuda")]
+    pub unsafe fn allow_capture(&mut self) {
+        self.may_be_captured = true;
+    }
+
+    /// An error if the stream is being captured and that has not been allowed, or would capture numbers of the host's.
+    pub(super) fn refuse_capture(&self) -> Result<()> {
+        if self.may_be_captured && self.control.is_some() { Ok(()) } else { self.device.refuse_capture() }
+    }
+
+    /// Where on the GPU the loss scale lies, an f32: for the kernels that make the loss, so that the host need not know it.
+    /// It changes in each step, in order on the device's stream, and moves with [`AdamW::set_control`]. `None` on the
+    /// CPU and without a control.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
+    /// let opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
+    /// assert_eq!(opt.loss_scale_address(), None);
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    #[cfg(feature = "cuda")]
+    #[must_use]
+    pub fn loss_scale_address(&self) -> Option<u64> {
+        self.engine.loss_scale_address()
+    }
+
+    /// From the next step on every gradient is also multiplied by an f32 on the device, read when the step runs: a number
+    /// that other work of the device makes, which the host need not know. `None` ends that. It takes a control.
+    ///
+    /// ```no_run
+    /// # use fused_adamw::{AdamW, AdamWConfig, Control, Device};
+    /// use std::sync::Arc;
+    /// # let device = Device::cuda_at(0)?;
+    /// # let mut opt = AdamW::new(&device, AdamWConfig::default(), [1])?;
+    /// let one_over_tokens = Arc::new(device.stream().unwrap().clone_htod(&[1.0_f32 / 4096.0])?);
+    /// opt.set_control(Some(Control::default()))?;
+    /// opt.scale_grads_by(Some(one_over_tokens.clone()))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoControl`], [`Error::ScalarLength`] unless it has one element, [`Error::ScalarDevice`] for one of another
+    /// device or context. Nothing has changed then.
+    #[cfg(feature = "cuda")]
+    pub fn scale_grads_by(&mut self, scalar: Option<Arc<CudaSlice<f32>>>) -> Result<()> {
+        self.engine.scale_grads_by(scalar)
+    }
+}
