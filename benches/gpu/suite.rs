@@ -19,15 +19,20 @@ pub(crate) struct List {
     pub(crate) of_tensors: usize,
     pub(crate) of_elements: usize,
     pub(crate) lengths: Vec<usize>,
+    /// Gradients are clipped to this norm, all together.
+    pub(crate) max_grad_norm: Option<f64>,
 }
 
 impl fmt::Display for List {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, dtype, of_tensors, of_elements, lengths } = self;
+        let Self { name, dtype, of_tensors, of_elements, lengths, .. } = self;
         let elements: usize = lengths.iter().sum();
         write!(f, "{name} {dtype}: {} of {of_tensors} tensors, {elements} of {of_elements} elements", lengths.len())
     }
 }
+
+/// The one list that is clipped as well.
+const CLIPPED: &str = "GPT-2 124M, clipped";
 
 /// f32: parameter, gradient, m, v. bf16: parameter, gradient, and in f32 master, m, v.
 const BYTES_AN_ELEMENT: usize = 16;
@@ -37,6 +42,7 @@ pub(crate) fn lists(free_bytes: usize, small: bool) -> Vec<List> {
         ("one of 256M", "f32", vec![256 << 20]),
         ("GPT-2 124M", "f32", lists::gpt2()),
         ("GPT-2 124M", "bf16", lists::gpt2()),
+        (CLIPPED, "f32", lists::gpt2()),
         ("ResNet-50", "f32", lists::resnet50()),
         ("1,000 of 1,000", "f32", vec![1_000; 1_000]),
         ("10,000 of 1,000", "f32", vec![1_000; 10_000]),
@@ -50,6 +56,7 @@ pub(crate) fn lists(free_bytes: usize, small: bool) -> Vec<List> {
         dtype: dtype.into(),
         of_tensors: whole.len(),
         of_elements: whole.iter().sum(),
+        max_grad_norm: (name == CLIPPED).then_some(1.0),
         lengths: fit(if small { whole.iter().map(|len| len.div_ceil(SMALL)).collect() } else { whole }, fitting),
     };
     all.map(list).into()

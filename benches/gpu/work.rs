@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use fused_adamw::cudarc::driver::sys::{self, CUdevice_attribute};
 use fused_adamw::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
-use fused_adamw::{AdamW, AdamWConfig, Device, Float};
+use fused_adamw::{AdamW, AdamWConfig, Control, Device, Float};
 use half::bf16;
 
 use crate::clock::{Clock, Times};
@@ -58,8 +58,8 @@ pub(crate) fn step(device: &Device, list: &List, small: bool) -> Result<Step> {
         _ => 51,
     };
     let Times { ms, host_us } = match list.dtype.as_str() {
-        "bf16" => Case::new(device, &list.lengths, bf16::from_f32)?.measure(repeats, small)?,
-        _ => Case::new(device, &list.lengths, |x| x)?.measure(repeats, small)?,
+        "bf16" => Case::new(device, list, bf16::from_f32)?.measure(repeats, small)?,
+        _ => Case::new(device, list, |x| x)?.measure(repeats, small)?,
     };
     Ok(Step {
         by: OURS.into(),
@@ -69,8 +69,9 @@ pub(crate) fn step(device: &Device, list: &List, small: bool) -> Result<Step> {
         elements,
         of_tensors: list.of_tensors,
         of_elements: list.of_elements,
-        // f32: reads p, g, m, v; writes p, m, v. bf16: reads g and the master, m, v; writes p and these three.
-        bytes_an_element: 28,
+        // f32: reads p, g, m, v; writes p, m, v. bf16: reads g and the master, m, v; writes p and these three. Clipped:
+        // reads g, of f32, once more.
+        bytes_an_element: if list.max_grad_norm.is_some() { 32 } else { 28 },
         repeats,
         ms,
         host_us,
@@ -85,10 +86,13 @@ struct Case<T> {
 }
 
 impl<T: Float + DeviceRepr + ValidAsZeroBits> Case<T> {
-    fn new(device: &Device, lengths: &[usize], of: fn(f32) -> T) -> Result<Self> {
-        let stream = stream_of(device);
+    fn new(device: &Device, list: &List, of: fn(f32) -> T) -> Result<Self> {
+        let (stream, lengths) = (stream_of(device), &list.lengths);
+        let mut opt = AdamW::new(device, AdamWConfig::default(), lengths)?;
+        let max_grad_norm = list.max_grad_norm;
+        opt.set_control(max_grad_norm.map(|_| Control { max_grad_norm, ..Default::default() }))?;
         Ok(Self {
-            opt: AdamW::new(device, AdamWConfig::default(), lengths)?,
+            opt,
             params: filled(stream, lengths, |x| of(0.02 * x))?,
             grads: filled(stream, lengths, |x| of(1e-3 * x))?,
         })

@@ -66,6 +66,7 @@ fn the_bits_are_the_cpus_whatever_the_control_decides() {
                 twins.new_grads();
                 if [0, 5, 6, 13].contains(&step) {
                     spoil(&mut twins, 3 + step);
+                    spoil(&mut twins, 23 + step % 3); // in several chunks
                 }
                 let has_grad = |i: usize| !(i + step).is_multiple_of(7);
                 twins.gpu_step(ALL, has_grad).unwrap();

@@ -165,25 +165,31 @@ fn build() -> Result<PathBuf, &'static str> {
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder_name(&sources));
     fs::create_dir_all(&folder).unwrap();
-    // Another process may build, or load, the same files: each name appears at once and whole.
-    let part = |name: &str| folder.join(format!("{name}.{}", std::process::id()));
-    let objects = OBJECTS.map(|name| (name, part(name)));
-    let command = |name: &str, object: &Path| compile(&cxx, &sources, name, object);
-    let recipe = format!("{:?}", OBJECTS.map(|name| command(name, Path::new(name))));
-    if !is_current(&folder, &sources, &recipe) {
-        let children = objects.each_ref().map(|(name, object)| command(name, object).spawn().unwrap());
-        let compiled = children.map(|mut child| child.wait().unwrap().success());
-        assert_eq!(compiled, [true; 2], "the emulated driver does not compile");
-        let mut link = Command::new(&cxx);
-        link.args(["-shared", "-Wl,-z,defs"]).args(sanitize()).args(objects.each_ref().map(|(_, object)| object));
-        let linked = link.arg("-o").arg(part(NAMES[0])).status().unwrap().success();
-        assert!(linked, "the emulated driver does not link");
-        objects.iter().for_each(|(_, object)| fs::remove_file(object).unwrap());
-        fs::copy(part(NAMES[0]), part(NAMES[1])).unwrap();
-        fs::write(part(RECIPE), recipe).unwrap();
-        NAMES.into_iter().chain([RECIPE]).for_each(|name| fs::rename(part(name), folder.join(name)).unwrap());
+    let objects = OBJECTS.map(|object| Object::new(object, &folder, &sources, &cxx));
+    let stale: Vec<_> = objects.iter().filter(|object| !object.is_current()).collect();
+    if !stale.is_empty() || NAMES.iter().any(|name| !folder.join(name).exists()) {
+        let children: Vec<_> = stale.iter().map(|object| object.compile(&folder).spawn().unwrap()).collect();
+        let compiled = children.into_iter().all(|mut child| child.wait().unwrap().success());
+        assert!(compiled, "the emulated driver does not compile");
+        stale.iter().for_each(|object| object.keep(&folder));
+        link(&cxx, &folder);
     }
     Ok(folder)
+}
+
+/// Another process may build, or load, the same files: each name appears at once and whole.
+fn part(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}.{}", std::process::id()))
+}
+
+fn link(cxx: &str, folder: &Path) {
+    let mut link = Command::new(cxx);
+    link.args(["-shared", "-Wl,-z,defs"]).args(sanitize());
+    link.args(OBJECTS.map(|(name, _)| folder.join(name).with_extension("o")));
+    let linked = link.arg("-o").arg(part(folder, NAMES[0])).status().unwrap().success();
+    assert!(linked, "the emulated driver does not link");
+    fs::copy(part(folder, NAMES[0]), part(folder, NAMES[1])).unwrap();
+    NAMES.into_iter().for_each(|name| fs::rename(part(folder, name), folder.join(name)).unwrap());
 }
 
 fn folder_name(sources: &[PathBuf; 2]) -> String {
@@ -199,23 +205,51 @@ fn folder_name(sources: &[PathBuf; 2]) -> String {
     name
 }
 
-/// Compiled at once, the second with the hooks.
-const OBJECTS: [&str; 2] = ["driver", "kernels"];
+/// Compiled at once, the second with the hooks; and of how many of the folders they are made.
+const OBJECTS: [(&str, usize); 2] = [("driver", 1), ("kernels", 2)];
 
-/// How a build was made, beside it.
-const RECIPE: &str = "recipe";
-
-/// Whether the folder holds a build by the same commands, newer than every source.
-fn is_current(folder: &Path, sources: &[PathBuf; 2], recipe: &str) -> bool {
-    let changed = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
-    let built = NAMES.iter().map(|name| changed(&folder.join(name))).min().flatten();
-    let files = sources.iter().flat_map(|folder| fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path());
-    fs::read_to_string(folder.join(RECIPE)).is_ok_and(|old| old == recipe)
-        && built.is_some()
-        && files.into_iter().all(|file| changed(&file) < built)
+/// A compiled half of the driver. Beside it lies how it was made.
+struct Object {
+    name: &'static str,
+    file: PathBuf,
+    made_of: Vec<PathBuf>,
+    command: Command,
 }
 
-fn compile(cxx: &str, [driver, cuda]: &[PathBuf; 2], name: &str, object: &Path) -> Command {
+impl Object {
+    fn new((name, folders): (&'static str, usize), folder: &Path, sources: &[PathBuf; 2], cxx: &str) -> Self {
+        let file = folder.join(name).with_extension("o");
+        Self { name, file, made_of: sources[..folders].to_vec(), command: compile(cxx, sources, name) }
+    }
+
+    fn recipe(&self) -> String {
+        format!("{:?}", self.command)
+    }
+
+    /// Whether it was made by the same command, and is newer than every source.
+    fn is_current(&self) -> bool {
+        let changed = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
+        let made = changed(&self.file);
+        let mut sources = self.made_of.iter().flat_map(|folder| fs::read_dir(folder).unwrap());
+        fs::read_to_string(self.file.with_extension("recipe")).is_ok_and(|old| old == self.recipe())
+            && made.is_some()
+            && sources.all(|file| changed(&file.unwrap().path()) < made)
+    }
+
+    fn compile(&self, folder: &Path) -> Command {
+        let mut command = Command::new(self.command.get_program());
+        command.args(self.command.get_args()).arg("-o").arg(part(folder, self.name));
+        command
+    }
+
+    fn keep(&self, folder: &Path) {
+        fs::rename(part(folder, self.name), &self.file).unwrap();
+        fs::write(part(folder, self.name), self.recipe()).unwrap();
+        fs::rename(part(folder, self.name), self.file.with_extension("recipe")).unwrap();
+    }
+}
+
+fn compile(cxx: &str, [driver, cuda]: &[PathBuf; 2], name: &str) -> Command {
     let mut command = Command::new(cxx);
     command.args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function", "-fPIC"]);
     command.args(["-ffp-contract=off", "-fno-strict-aliasing", "-fno-extern-tls-init", "-fvisibility=hidden"]);
@@ -224,7 +258,7 @@ fn compile(cxx: &str, [driver, cuda]: &[PathBuf; 2], name: &str, object: &Path) 
         [] if name == "kernels" => command.args(["-fsanitize=thread,bounds", "-fno-sanitize-recover=all"]),
         flags => command.args(flags),
     };
-    command.arg("-I").arg(cuda).arg("-c").arg(driver.join(name).with_extension("cpp")).arg("-o").arg(object);
+    command.arg("-I").arg(cuda).arg("-c").arg(driver.join(name).with_extension("cpp"));
     command
 }
 
