@@ -22,7 +22,7 @@ use cudarc::nvrtc;
 
 const SOURCE: &str = "cuda/adamw.cu";
 const COMMITTED: &str = "cuda/ptx/adamw.ptx";
-const ENTRIES: [&str; 5] = ["adamw_f32", "adamw_mixed", "grad_norm", "finalize", "accumulate"];
+const ENTRIES: [&str; 7] = ["adamw_f32", "adamw_mixed", "adamw_full", "grad_norm", "finalize", "collect", "accumulate"];
 
 /// Writes `OUT_DIR/adamw.ptx` and tells the crate who made it.
 pub(crate) fn build() -> Result<()> {

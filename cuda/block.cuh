@@ -6,11 +6,17 @@
 constexpr u32 BLOCK = 256;
 constexpr u32 WARP = 32;
 
+// What the lane `apart` from this one has; of a struct see its own overload.
+template <class T>
+DEVICE T from_lane(T x, u32 apart) {
+    return __shfl_xor_sync(0xffffffffu, x, apart);
+}
+
 // Thread i and thread i + 16, then 8, 4, 2, 1 apart; in every lane the same, because a + b is b + a.
 template <u32 LANES, class T, class Add>
 DEVICE T warp_sum(T x, Add add) {
 #pragma unroll
-    for (u32 apart = LANES / 2; apart > 0; apart /= 2) x = add(x, __shfl_xor_sync(0xffffffffu, x, apart));
+    for (u32 apart = LANES / 2; apart > 0; apart /= 2) x = add(x, from_lane(x, apart));
     return x;
 }
 

@@ -63,6 +63,28 @@ DEVICE void next_loss_scale(const ControlParams& c, bool finite, ControlState& s
     // } twin
 }
 
+// Whether the norm is too far above its running mean; and mean and variance with it.
+DEVICE bool watch(const ControlParams& c, f64 norm, ControlState& s) {
+    // twin: watch {
+    const f64 limit = fma_rn64(c.alarm_sigmas, sqrt_rn64(s.norm_variance), s.norm_mean);
+    const bool watched = has(c.flags, ALARM) & is_finite64(norm);
+    const bool alarm = watched & (s.norms >= c.alarm_steps) & (norm > limit);
+    // One spike must not hide the next: it counts as the limit.
+    const f64 seen = select(alarm, limit, norm);
+    const u64 norms = select(s.norms < c.alarm_steps, add_wrap64(s.norms, 1), c.alarm_steps);
+    // At first a plain mean, then an exponential one.
+    const f64 weight = div_rn64(1.0, count_to_f64(norms));
+    const f64 apart = sub_rn64(seen, s.norm_mean);
+    const f64 variance = mul_rn64(sub_rn64(1.0, weight), fma_rn64(mul_rn64(weight, apart), apart, s.norm_variance));
+    s.norm_mean = select(watched, fma_rn64(weight, apart, s.norm_mean), s.norm_mean);
+    s.norm_variance = select(watched, variance, s.norm_variance);
+    s.norms = select(watched, norms, s.norms);
+    s.alarm = select(alarm, 1u, 0u);
+    s.alarms = add_wrap64(s.alarms, select(alarm, 1ull, 0ull));
+    return alarm;
+    // } twin
+}
+
 // `squares` is the sum of the gradients' squares as they lie in memory; `non_finite` of them are NaN or infinite.
 DEVICE void decide(const ControlParams& c, f64 squares, u64 non_finite, f64 listed, f64 grad_scale, ControlState& s) {
     // twin: decide {
@@ -70,9 +92,11 @@ DEVICE void decide(const ControlParams& c, f64 squares, u64 non_finite, f64 list
     const f64 norm = mul_rn64(sqrt_rn64(squares), unscale);
     // The squares of finite gradients may not be: such a norm is as bad.
     const bool finite = (non_finite == 0) & is_finite64(norm);
-    const bool skip = has(c.flags, SKIP_STEP) & !finite;
+    const bool alarm = watch(c, norm, s);
+    const bool skip = (has(c.flags, SKIP_STEP) & !finite) | (has(c.flags, SKIP_ALARM) & alarm);
     const f64 clip = select(has(c.flags, CLIP_NORM), clip_factor(norm, c.max_grad_norm), 1.0);
     s.grad_norm = canonical64(norm);
+    s.unscale = unscale;
     s.grad_scale = canonical64(mul_rn64(unscale, clip));
     s.lr_factor = schedule_factor(c.schedule, s.applied, listed);
     s.non_finite = non_finite;

@@ -55,13 +55,11 @@ DEVICE void advance(const FinalizeTables& t, const ControlState& s, u32 i) {
     const bool steps = of.has_grad != 0 && s.skip == 0 && !is_bad(t, i);
     const u64 now = steps ? before + 1 : before;
     counter->now = now, counter->before = before;
-    if (!steps) {
-        scalars->flags = SKIP;
-        return;
-    }
     Hyper h = global<const Hyper>(t.hypers)[of.group];
     h.lr = mul_rn64(h.lr, s.lr_factor);
-    *scalars = step_scalars(h, now, s.grad_scale);
+    // Of a skipped step, too: it may be measured.
+    *scalars = step_scalars(h, now > 0 ? now : 1, s.grad_scale);
+    if (!steps) scalars->flags |= SKIP;
 }
 
 // grid: one block. block: FINALIZE_BLOCK threads.

@@ -52,6 +52,20 @@ constexpr u32 SKIP = 32;
 constexpr u32 CLIP_NORM = 1;
 constexpr u32 SKIP_STEP = 2;
 constexpr u32 SKIP_TENSOR = 4;
+constexpr u32 ALARM = 8;
+constexpr u32 SKIP_ALARM = 16;
+// } twin
+
+// FullParams::flags.
+// twin: full flags {
+constexpr u32 METRICS = 1;
+constexpr u32 ZERO_GRAD = 2;
+// } twin
+
+// TensorSums::flags.
+// twin: sums flags {
+constexpr u32 MEASURED = 1;
+constexpr u32 STEPPED = 2;
 // } twin
 
 // ScheduleParams::kind.
@@ -133,9 +147,11 @@ struct ControlParams {
     f64 growth_factor;
     f64 backoff_factor;
     u64 growth_interval;
+    f64 alarm_sigmas;
+    u64 alarm_steps;
     u32 flags;
 };
-static_assert(sizeof(ControlParams) == 96, "src/table.rs");
+static_assert(sizeof(ControlParams) == 112, "src/table.rs");
 
 struct ControlState {
     u64 applied;
@@ -146,10 +162,17 @@ struct ControlState {
     f64 grad_scale;
     f64 lr_factor;
     u64 non_finite;
+    f64 unscale;
+    f64 norm_mean;
+    f64 norm_variance;
+    u64 norms;
+    u64 alarms;
     f32 loss_scale;
     u32 skip;
+    u32 alarm;
+    u32 padding;
 };
-static_assert(sizeof(ControlState) == 72, "src/table.rs");
+static_assert(sizeof(ControlState) == 120, "src/table.rs");
 
 struct Class {
     u32 group;
@@ -197,6 +220,49 @@ struct FinalizeTables {
     u32 undo;
 };
 static_assert(sizeof(FinalizeTables) == 104, "src/table.rs");
+
+struct FullParams {
+    f32 max_grad_value;
+    u32 flags;
+};
+static_assert(sizeof(FullParams) == 8, "src/table.rs");
+
+// Of one element, or of the elements of one chunk.
+struct Sums {
+    f32 grad;
+    f32 param;
+    f32 update;
+    f32 ratio;
+    u32 max_update;
+    u32 non_finite;
+    u32 unmoved;
+    u32 below_eps;
+};
+static_assert(sizeof(Sums) == 32, "src/table.rs");
+
+// Of one tensor.
+struct TensorSums {
+    f64 grad;
+    f64 param;
+    f64 update;
+    f64 ratio;
+    u64 non_finite;
+    u64 unmoved;
+    u64 below_eps;
+    u32 max_update;
+    u32 flags;
+};
+static_assert(sizeof(TensorSums) == 64, "src/table.rs");
+
+struct CollectTables {
+    u64 rows;
+    u64 scalars;
+    u64 sums;
+    u64 firsts;
+    u64 state;
+    u64 record;
+};
+static_assert(sizeof(CollectTables) == 48, "src/table.rs");
 
 // One element as `update` sees it: parameter and moments, all f32.
 struct Element {

@@ -3,14 +3,18 @@
 
 use crate::decide::schedule_factor;
 use crate::error::{Error, Result};
-use crate::table::{ControlParams, ControlState, ScheduleParams, control_flags, schedule_kinds};
+use crate::rounding::{count_to_f64, to_f32_rn};
+use crate::table::{
+    ControlParams, ControlState, FullParams, ScheduleParams, control_flags, full_flags, schedule_kinds,
+};
 use std::sync::Arc;
 
 /// Clipping, loss scaling, skipping and a learning-rate schedule, decided on the device: no step waits for the host.
 ///
 /// Given to [`AdamW::set_control`](crate::AdamW::set_control). A step is then up to three launches: the norm of all
 /// gradients (one more reading of them, 32 bytes an f32 element instead of 28), the decision, the update. The norm is
-/// not asked for, and the first launch is left out, where nothing below needs it. Gradients are never written.
+/// not asked for, and the first launch is left out, where nothing below needs it. Gradients are not written but with
+/// `zero_grad`. With `metrics` there is one launch more.
 ///
 /// ```
 /// use fused_adamw::{AdamW, AdamWConfig, Control, Decay, Device, Schedule};
@@ -32,6 +36,9 @@ pub struct Control {
     /// their squares, unscaled: `torch.nn.utils.clip_grad_norm_`, but in the update's own pass. Range `(0, ∞)`.
     /// Default `None`: no clipping.
     pub max_grad_norm: Option<f64>,
+    /// Every gradient, after its division by the loss scale and after clipping by norm, is brought between this value and
+    /// its negative, as by `torch.nn.utils.clip_grad_value_`; NaN stays NaN. Range `(0, ∞)`, as f32. Default `None`.
+    pub max_grad_value: Option<f64>,
     /// What becomes of gradients that are NaN or infinite. Default [`NonFinite::Propagate`].
     pub non_finite: NonFinite,
     /// Divide gradients by a scale that the loss was multiplied by, and adapt it. Default `None`.
@@ -41,6 +48,41 @@ pub struct Control {
     /// So many steps skipped one after the other are an error of [`AdamW::poll`](crate::AdamW::poll). Default `None`:
     /// any number is allowed.
     pub max_skipped: Option<u64>,
+    /// Every gradient is zero after the step, also after one that is skipped, as by PyTorch's `optimizer.zero_grad(
+    /// set_to_none=False)`, but in the update's own pass. Gradients have to be given as `&mut` then, and overlap nothing.
+    /// Default `false`.
+    pub zero_grad: bool,
+    /// Measure every step for [`AdamW::metrics`](crate::AdamW::metrics), in the update's own pass. Default `false`: costs
+    /// nothing.
+    pub metrics: bool,
+    /// Watch the norm of the gradients. Default `None`.
+    pub alarm: Option<Alarm>,
+}
+
+/// An alarm for gradients whose norm is far above what it used to be: [`Status::alarm`]. Norms that are not finite are
+/// no alarm and do not count, but [`NonFinite`]'s business.
+///
+/// The mean and the variance of the norms are plain ones over the first `steps` steps, in which there is no alarm; after
+/// that each norm weighs `1 / steps`, those of skipped steps too. An alarm counts with the norm that would just not have
+/// been one, so that a spike does not hide the next; where the norm stays on a new level, alarms end by themselves.
+///
+/// ```
+/// assert_eq!(fused_adamw::Alarm::default(), fused_adamw::Alarm { sigmas: 6.0, steps: 128, skip: false });
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Alarm {
+    /// More than so many standard deviations above the mean. Range `[0, ∞)`. Default 6.
+    pub sigmas: f64,
+    /// Norms to compare with. From 2 on. Default 128.
+    pub steps: u64,
+    /// Skip the step, on the device. Default `false`.
+    pub skip: bool,
+}
+
+impl Default for Alarm {
+    fn default() -> Self {
+        Self { sigmas: 6.0, steps: 128, skip: false }
+    }
 }
 
 /// What becomes of a step whose gradients are not all finite, or whose norm is not.
@@ -207,6 +249,14 @@ impl Control {
         if let Some(norm) = self.max_grad_norm {
             in_range("max_grad_norm", norm, norm > 0.0 && norm < f64::INFINITY, "(0, inf)")?;
         }
+        if let Some(value) = self.max_grad_value {
+            let rounded = to_f32_rn(value);
+            in_range("max_grad_value", value, rounded > 0.0 && rounded < f32::INFINITY, "(0, inf), as f32")?;
+        }
+        if let Some(Alarm { sigmas, steps, .. }) = self.alarm {
+            in_range("alarm.sigmas", sigmas, (0.0..f64::INFINITY).contains(&sigmas), "[0, inf)")?;
+            in_range("alarm.steps", count_to_f64(steps), steps >= 2, "[2, inf)")?;
+        }
         if let Some(scale) = self.loss_scale {
             scale.check()?;
             if self.non_finite == NonFinite::Propagate {
@@ -218,7 +268,15 @@ impl Control {
 
     /// Whether the gradients are read before the update.
     pub(crate) fn needs_norm(&self) -> bool {
-        self.max_grad_norm.is_some() || self.non_finite != NonFinite::Propagate
+        self.max_grad_norm.is_some() || self.non_finite != NonFinite::Propagate || self.alarm.is_some()
+    }
+
+    /// What an update is to do beside the plain one; `None`: nothing.
+    pub(crate) fn full(&self) -> Option<FullParams> {
+        let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+        let flags = flag(self.metrics, full_flags::METRICS) | flag(self.zero_grad, full_flags::ZERO_GRAD);
+        let max_grad_value = self.max_grad_value.map_or(f32::INFINITY, to_f32_rn);
+        (flags != 0 || self.max_grad_value.is_some()).then_some(FullParams { max_grad_value, flags })
     }
 
     /// `list`: the address of the schedule's list on the device.
@@ -233,15 +291,20 @@ impl Control {
             growth_factor: scale.growth_factor,
             backoff_factor: scale.backoff_factor,
             growth_interval: scale.growth_interval,
+            alarm_sigmas: self.alarm.map_or(0.0, |alarm| alarm.sigmas),
+            alarm_steps: self.alarm.map_or(0, |alarm| alarm.steps),
             flags: flag(self.max_grad_norm.is_some(), control_flags::CLIP_NORM)
                 | flag(skip_step, control_flags::SKIP_STEP)
-                | flag(self.non_finite == NonFinite::SkipTensor, control_flags::SKIP_TENSOR),
+                | flag(self.non_finite == NonFinite::SkipTensor, control_flags::SKIP_TENSOR)
+                | flag(self.alarm.is_some(), control_flags::ALARM)
+                | flag(self.alarm.is_some_and(|alarm| alarm.skip), control_flags::SKIP_ALARM),
         }
     }
 
     /// `before` is what a control before this one has come to: schedule and loss scale go on from there.
     pub(crate) fn first_state(&self, before: Option<(&Self, ControlState)>) -> ControlState {
-        let fresh = ControlState { loss_scale: 1.0, grad_scale: 1.0, lr_factor: 1.0, ..ControlState::default() };
+        let fresh =
+            ControlState { loss_scale: 1.0, grad_scale: 1.0, unscale: 1.0, lr_factor: 1.0, ..ControlState::default() };
         let state = before.map_or(fresh, |(_, state)| state);
         let scaled = before.is_some_and(|(control, _)| control.loss_scale.is_some());
         match self.loss_scale {
@@ -296,6 +359,14 @@ pub struct Status {
     pub lr_factor: f64,
     /// What the next loss is to be multiplied by; 1 without [`LossScale`].
     pub loss_scale: f32,
+    /// Whether the last step's norm was an [`Alarm`].
+    pub alarm: bool,
+    /// Alarms since the control was set.
+    pub alarms: u64,
+    /// Mean of the norms that the next is compared with; 0 without an [`Alarm`].
+    pub norm_mean: f64,
+    /// Standard deviation of these norms.
+    pub norm_sigma: f64,
 }
 
 impl From<ControlState> for Status {
@@ -309,6 +380,10 @@ impl From<ControlState> for Status {
             grad_scale: state.grad_scale,
             lr_factor: state.lr_factor,
             loss_scale: state.loss_scale,
+            alarm: state.alarm != 0,
+            alarms: state.alarms,
+            norm_mean: state.norm_mean,
+            norm_sigma: state.norm_variance.sqrt(),
         }
     }
 }

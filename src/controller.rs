@@ -2,22 +2,33 @@
 //! Beside it on a GPU: `cuda_control.rs`, `cuda/finalize.cuh`.
 
 use crate::classes::Classes;
+use crate::collect::{collect, firsts};
 use crate::config::AdamWConfig;
 use crate::control::Control;
 use crate::decide::decide;
+use crate::metrics::Record;
 use crate::norm;
 use crate::plan::Plan;
 use crate::rounding::mul_rn64;
 use crate::scalars::step_scalars;
 use crate::simd::Simd;
 use crate::table::step_flags::SKIP;
-use crate::table::{Chunk, Class, ControlState, Hyper, Squares, StepScalars, TensorRow, control_flags};
+use crate::table::{
+    Chunk, Class, ControlState, FullParams, Hyper, Squares, StepScalars, Sums, TensorRow, control_flags, full_flags,
+};
+use crate::{cpu, full};
 
 /// What is to be counted where: the same for both devices.
 #[derive(Debug)]
 pub(crate) struct Tables {
-    /// Chunks of the norm; none if it is not asked for.
+    /// Chunks of the norm, and of an update that is more than the plain one; none if neither is asked for.
     pub(crate) chunks: Vec<Chunk>,
+    /// Whether the norm is asked for.
+    pub(crate) norm: bool,
+    /// What an update is to do beside the plain one.
+    pub(crate) full: Option<FullParams>,
+    /// Of each tensor, in `chunks`.
+    pub(crate) firsts: Vec<u32>,
     pub(crate) hypers: Vec<Hyper>,
     pub(crate) state: ControlState,
     pub(crate) counts: Vec<u64>,
@@ -32,9 +43,14 @@ impl Tables {
         counts: Vec<u64>,
         before: Option<(&Control, ControlState)>,
     ) -> Self {
+        let (norm, full, tensors) = (control.needs_norm(), control.full(), lens.len());
         let plan = Plan::new(lens, norm::NORM_CHUNK_LEN);
+        let chunks: Vec<Chunk> = if norm || full.is_some() { plan.chunks().collect() } else { Vec::new() };
         Self {
-            chunks: if control.needs_norm() { plan.chunks().collect() } else { Vec::new() },
+            norm,
+            full,
+            firsts: firsts(&chunks, tensors),
+            chunks,
             hypers: groups.iter().map(AdamWConfig::hyper).collect(),
             state: control.first_state(before),
             counts,
@@ -58,13 +74,17 @@ pub(crate) struct HostControl {
     tables: Tables,
     squares: Vec<Squares>,
     bad_tensors: Vec<u32>,
-    pub(crate) scalars: Vec<StepScalars>,
+    scalars: Vec<StepScalars>,
+    sums: Vec<Sums>,
+    record: Option<Record>,
 }
 
 impl HostControl {
     pub(crate) fn new(tables: Tables) -> Self {
-        let squares = vec![Squares::default(); tables.chunks.len()];
-        Self { tables, squares, bad_tensors: Vec::new(), scalars: Vec::new() }
+        let chunks = tables.chunks.len();
+        let squares = vec![Squares::default(); if tables.norm { chunks } else { 0 }];
+        let sums = vec![Sums::default(); if tables.full.is_some() { chunks } else { 0 }];
+        Self { tables, squares, bad_tensors: Vec::new(), scalars: Vec::new(), sums, record: None }
     }
 
     pub(crate) fn set_hypers(&mut self, hypers: Vec<Hyper>) {
@@ -79,22 +99,47 @@ impl HostControl {
         self.tables.counts.clone()
     }
 
-    /// The scalars of the step, for [`crate::cpu::run`].
+    pub(crate) fn record(&self) -> Option<Record> {
+        self.record.clone()
+    }
+
+    /// Norm, decision, update; and what was measured.
+    ///
+    /// # Safety
+    /// As for [`full::run`], with gradients among what is written if the control zeroes them; but for the scalars.
+    pub(crate) unsafe fn step(&mut self, simd: Simd, chunks: &[Chunk], step: &Controlled, rows: &[TensorRow]) {
+        // SAFETY: the caller's promise.
+        unsafe { self.prepare(simd, step, rows) };
+        let Self { tables, scalars, sums, .. } = self;
+        let Some(f) = tables.full else {
+            // SAFETY: the caller's promise; there are scalars for every class.
+            return unsafe { cpu::run(simd, chunks, rows, scalars) };
+        };
+        // SAFETY: the caller's promise; scalars for every class, and as many sums as chunks.
+        unsafe { full::run(simd, &tables.chunks, rows, scalars, &f, sums) };
+        if f.flags & full_flags::METRICS != 0 {
+            let sums = collect(rows, scalars, &tables.firsts, sums);
+            self.record = Some(Record { state: tables.state, sums, dropped: 0 });
+        }
+    }
+
+    /// The scalars of the step.
     ///
     /// # Safety
     /// As for [`crate::cpu::run`], for the gradients alone.
-    pub(crate) unsafe fn prepare(&mut self, simd: Simd, step: &Controlled, rows: &[TensorRow]) {
+    unsafe fn prepare(&mut self, simd: Simd, step: &Controlled, rows: &[TensorRow]) {
         let Self { tables, squares, bad_tensors, .. } = self;
         let Controlled { control, classes, split, grad_scale } = step;
         // Classes that were split begin with the counts of those they were part of.
         split.iter().for_each(|&(old, _new)| tables.counts.push(tables.counts[old as usize]));
+        let chunks = if tables.norm { &tables.chunks[..] } else { &[] };
         // SAFETY: the caller's promise; as many squares as chunks.
-        unsafe { norm::of_chunks(simd, &tables.chunks, rows, squares) };
+        unsafe { norm::of_chunks(simd, chunks, rows, squares) };
         let params = control.params(0);
         if params.flags & control_flags::SKIP_TENSOR != 0 {
-            mark_bad_tensors(bad_tensors, classes.list.len(), &tables.chunks, squares);
+            mark_bad_tensors(bad_tensors, classes.list.len(), chunks, squares);
         }
-        let sum = norm::total(squares, &tables.chunks, bad_tensors);
+        let sum = norm::total(squares, chunks, bad_tensors);
         let non_finite = squares.iter().map(|squares| u64::from(squares.non_finite)).sum();
         let listed = control.schedule.listed(tables.state.applied);
         decide(&params, sum, non_finite, listed, *grad_scale, &mut tables.state);
@@ -106,14 +151,13 @@ impl HostControl {
     fn advance(&mut self, i: usize, of: Class) {
         let Tables { hypers, state, counts, .. } = &mut self.tables;
         let is_bad = self.bad_tensors.get(i).is_some_and(|&bad| bad != 0);
-        if of.has_grad == 0 || state.skip != 0 || is_bad {
-            self.scalars[i].flags = SKIP;
-            return;
-        }
-        counts[i] += 1;
+        let steps = of.has_grad != 0 && state.skip == 0 && !is_bad;
+        counts[i] += u64::from(steps);
         let h = hypers[of.group as usize];
-        self.scalars[i] =
-            step_scalars(&Hyper { lr: mul_rn64(h.lr, state.lr_factor), ..h }, counts[i], state.grad_scale);
+        let h = Hyper { lr: mul_rn64(h.lr, state.lr_factor), ..h };
+        // Of a skipped step, too: it may be measured.
+        self.scalars[i] = step_scalars(&h, counts[i].max(1), state.grad_scale);
+        self.scalars[i].flags |= if steps { 0 } else { SKIP };
     }
 }
 

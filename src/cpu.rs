@@ -10,7 +10,7 @@
 use crate::rounding::has;
 use crate::simd::{Simd, for_every_simd};
 use crate::table::step_flags::{AMSGRAD, SKIP};
-use crate::table::{Chunk, Element, StepScalars, TensorRow, dtypes, row_flags};
+use crate::table::{Chunk, Element, StepScalars, TensorRow, row_flags};
 use crate::tensor::Float;
 use crate::update::update;
 use half::{bf16, f16};
@@ -52,6 +52,25 @@ pub(crate) fn tasks(chunks: &[Chunk]) -> Option<usize> {
     (elements > ONE_THREAD).then_some(together.max(1))
 }
 
+/// `$step!(P, G)` with the types of a row's parameter and gradient.
+macro_rules! by_dtypes {
+    ($row:expr, $step:ident) => {{
+        use $crate::table::dtypes::{F16, F32};
+        match ($row.param_dtype, $row.grad_dtype) {
+            (F32, F32) => $step!(f32, f32),
+            (F32, F16) => $step!(f32, f16),
+            (F32, _) => $step!(f32, bf16),
+            (F16, F32) => $step!(f16, f32),
+            (F16, F16) => $step!(f16, f16),
+            (F16, _) => $step!(f16, bf16),
+            (_, F32) => $step!(bf16, f32),
+            (_, F16) => $step!(bf16, f16),
+            (_, _) => $step!(bf16, bf16),
+        }
+    }};
+}
+pub(crate) use by_dtypes;
+
 for_every_simd! {
     /// # Safety
     /// As for [`run`], for this chunk.
@@ -68,27 +87,17 @@ unsafe fn step_chunk_inlined(row: &TensorRow, chunk: Chunk, s: &StepScalars) {
             unsafe { Arrays::<$param, $grad>::of(row, chunk) }.step(s)
         };
     }
-    match (row.param_dtype, row.grad_dtype) {
-        (dtypes::F32, dtypes::F32) => step!(f32, f32),
-        (dtypes::F32, dtypes::F16) => step!(f32, f16),
-        (dtypes::F32, _) => step!(f32, bf16),
-        (dtypes::F16, dtypes::F32) => step!(f16, f32),
-        (dtypes::F16, dtypes::F16) => step!(f16, f16),
-        (dtypes::F16, _) => step!(f16, bf16),
-        (_, dtypes::F32) => step!(bf16, f32),
-        (_, dtypes::F16) => step!(bf16, f16),
-        (_, _) => step!(bf16, bf16),
-    }
+    by_dtypes!(row, step)
 }
 
 /// A chunk's arrays, all of one length; `vmax` is empty without AMSGrad, `master` for an f32 parameter.
-struct Arrays<'a, P, G> {
-    param: &'a mut [P],
-    grad: &'a [G],
-    m: &'a mut [f32],
-    v: &'a mut [f32],
-    vmax: &'a mut [f32],
-    master: &'a mut [f32],
+pub(crate) struct Arrays<'a, P, G> {
+    pub(crate) param: &'a mut [P],
+    pub(crate) grad: &'a [G],
+    pub(crate) m: &'a mut [f32],
+    pub(crate) v: &'a mut [f32],
+    pub(crate) vmax: &'a mut [f32],
+    pub(crate) master: &'a mut [f32],
     init_master: bool,
 }
 
@@ -96,11 +105,11 @@ impl<P: Float, G: Float> Arrays<'_, P, G> {
     /// # Safety
     /// As for [`step_chunk`], for parameters `P` and gradients `G`.
     #[inline(always)]
-    unsafe fn of(row: &TensorRow, chunk: Chunk) -> Self {
+    pub(crate) unsafe fn of(row: &TensorRow, chunk: Chunk) -> Self {
         Self {
             // SAFETY: the caller's promise.
             param: unsafe { slice_mut(row.param, chunk) },
-            // SAFETY: likewise; gradients may be shared, nobody writes to one.
+            // SAFETY: likewise; gradients may be shared, nobody writes to one while this lives.
             grad: unsafe { slice(row.grad, chunk) },
             // SAFETY: likewise.
             m: unsafe { slice_mut(row.m, chunk) },
@@ -115,10 +124,15 @@ impl<P: Float, G: Float> Arrays<'_, P, G> {
     }
 
     #[inline(always)]
-    fn step(self, s: &StepScalars) {
+    pub(crate) fn init_masters(&mut self) {
         if self.init_master {
             self.master.iter_mut().zip(&*self.param).for_each(|(w, p)| *w = p.widen());
         }
+    }
+
+    #[inline(always)]
+    fn step(mut self, s: &StepScalars) {
+        self.init_masters();
         if has(s.flags, SKIP) {
             return;
         }

@@ -10,8 +10,8 @@ use crate::controller::Tables;
 use crate::cuda_control::CudaControl;
 use crate::error::{Error, Result};
 use crate::table::{
-    Chunk, Class, ControlParams, ControlState, Counter, FinalizeTables, Hyper, INLINE_SCALARS, InlineScalars, Squares,
-    StepScalars, SumRow, TensorRow, dtypes, row_flags,
+    Chunk, Class, CollectTables, ControlParams, ControlState, Counter, FinalizeTables, FullParams, Hyper,
+    INLINE_SCALARS, InlineScalars, Squares, StepScalars, SumRow, Sums, TensorRow, dtypes, row_flags,
 };
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{
@@ -38,6 +38,10 @@ pub(crate) const BLOCK: u32 = 256;
 unsafe impl DeviceRepr for InlineScalars {}
 // SAFETY: see above.
 unsafe impl DeviceRepr for FinalizeTables {}
+// SAFETY: see above.
+unsafe impl DeviceRepr for FullParams {}
+// SAFETY: see above.
+unsafe impl DeviceRepr for CollectTables {}
 
 /// What tables are made of.
 macro_rules! in_tables {
@@ -48,7 +52,7 @@ macro_rules! in_tables {
         unsafe impl ValidAsZeroBits for $row {}
     )+};
 }
-in_tables!(SumRow, TensorRow, Chunk, StepScalars, Hyper, ControlParams, ControlState, Class, Counter, Squares);
+in_tables!(SumRow, TensorRow, Chunk, StepScalars, Hyper, ControlParams, ControlState, Class, Counter, Squares, Sums);
 
 pub(crate) fn while_doing(doing: &'static str) -> impl Fn(DriverError) -> Error {
     move |source| Error::Driver { doing, source }
@@ -234,6 +238,16 @@ impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
             .map_err(while_doing(doing))
     }
 
+    /// A copy of all to page-locked memory, which is not waited for.
+    ///
+    /// # Safety
+    /// `to` is as long as the table, and is not read, written or freed before the copy is over.
+    pub(crate) unsafe fn send(&self, to: &mut [T], doing: &'static str) -> Result<()> {
+        assert!(to.len() == self.len, "as long as the table");
+        // SAFETY: within the allocation; the caller's promise.
+        unsafe { result::memcpy_dtoh_async(to, self.address, self.stream.cu_stream()) }.map_err(while_doing(doing))
+    }
+
     /// `len` elements from `offset` on, after everything enqueued before.
     pub(crate) fn read(&self, offset: usize, len: usize) -> Result<Vec<T>>
     where
@@ -371,7 +385,8 @@ impl Launcher {
     /// Norm, decision and update, with the scalars in device memory.
     ///
     /// # Safety
-    /// As for [`Launcher::run`]; scalars are indexed by class, and `control` has as many as the classes of the rows.
+    /// As for [`Launcher::run`]; scalars are indexed by class, and `control` has as many as the classes of the rows. If it
+    /// zeroes gradients, these are among what is written.
     pub(crate) unsafe fn run_controlled(
         &mut self,
         control: &mut CudaControl,
@@ -381,10 +396,13 @@ impl Launcher {
         let address = self.upload(rows)?;
         // SAFETY: the rows just uploaded; the caller's promise for what they name.
         unsafe { control.decide(address, grad_scale)? };
-        let inlined = InlineScalars { at: [StepScalars::default(); INLINE_SCALARS] };
-        // SAFETY: the caller's promise.
-        unsafe { self.launch(rows, control.scalars(), &inlined)? };
-        control.done();
+        // SAFETY: (both) the caller's promise.
+        if !unsafe { control.update(address)? } {
+            let inlined = InlineScalars { at: [StepScalars::default(); INLINE_SCALARS] };
+            // SAFETY: see above.
+            unsafe { self.launch(rows, control.scalars(), &inlined)? };
+        }
+        control.done(address);
         Ok(())
     }
 

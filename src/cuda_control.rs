@@ -7,7 +7,9 @@ use crate::classes::Classes;
 use crate::control::Control;
 use crate::controller::Tables;
 use crate::cuda::{BLOCK, CudaDevice, Table, describe, refuse_capture, while_doing};
+use crate::cuda_full::CudaFull;
 use crate::error::{Error, Result};
+use crate::metrics::Record;
 use crate::table::{
     Chunk, Class, ControlParams, ControlState, Counter, FinalizeTables, Hyper, Squares, StepScalars, control_flags,
 };
@@ -17,6 +19,11 @@ use std::sync::Arc;
 
 /// Threads of the one block of `finalize`: `FINALIZE_BLOCK` of `cuda/finalize.cuh`.
 const FINALIZE_BLOCK: u32 = 1024;
+
+/// 2^40 / 8192 and 2^32 at most, far below what a u64 of blocks can be.
+pub(crate) fn count(chunks: &[Chunk]) -> u32 {
+    u32::try_from(chunks.len()).unwrap_or(u32::MAX)
+}
 
 #[derive(Debug)]
 pub(crate) struct CudaControl {
@@ -29,7 +36,9 @@ pub(crate) struct CudaControl {
     /// After and before the last step.
     state: Table<ControlState>,
     chunks: Table<Chunk>,
+    /// Of these, those of which the norm is asked for: all, or 0.
     chunk_count: u32,
+    full: Option<CudaFull>,
     squares: Table<Squares>,
     bad_tensors: Option<Table<u32>>,
     hypers: Table<Hyper>,
@@ -63,7 +72,8 @@ impl CudaControl {
             _list: list,
             state: Table::of(stream, &[tables.state; 2], doing)?,
             chunks: Table::of(stream, &tables.chunks, doing)?,
-            chunk_count: u32::try_from(tables.chunks.len()).unwrap_or(u32::MAX), // 2^40 / 8192 and 2^32, far below
+            chunk_count: if tables.norm { count(&tables.chunks) } else { 0 },
+            full: tables.full.map(|params| CudaFull::new(device, params, tables)).transpose()?,
             squares: Table::zeros(stream, tables.chunks.len(), doing)?,
             bad_tensors: skips_tensors.then(|| Table::zeros(stream, tensors, doing)).transpose()?,
             hypers: Table::of(stream, &tables.hypers, doing)?,
@@ -161,9 +171,26 @@ impl CudaControl {
         Ok(())
     }
 
+    /// Launches the update, if it is more than the plain one.
+    ///
+    /// # Safety
+    /// As for [`CudaControl::decide`]; and what the rows name may be written.
+    pub(crate) unsafe fn update(&self, rows: u64) -> Result<bool> {
+        let Some(full) = &self.full else { return Ok(false) };
+        // SAFETY: the caller's promise; there are scalars for every class, and the chunks are those it was made with.
+        unsafe { full.update(rows, self.chunks.address, self.scalars.address)? };
+        Ok(true)
+    }
+
     /// The update has been launched as well.
-    pub(crate) fn done(&mut self) {
+    pub(crate) fn done(&mut self, rows: u64) {
         self.undo = false;
+        let (scalars, state) = (self.scalars.address, self.state.address);
+        self.full.iter_mut().for_each(|full| full.measured(rows, scalars, state));
+    }
+
+    pub(crate) fn record(&mut self) -> Result<Option<Record>> {
+        self.full.as_mut().map_or(Ok(None), CudaFull::record)
     }
 
     fn tables(&self, grad_scale: f64, grad_scalar: u64) -> FinalizeTables {

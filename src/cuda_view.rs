@@ -51,3 +51,26 @@ erased!(
     /// A parameter on a GPU: waits for who uses it, records a writing.
     ViewMut, CudaViewMut, view_ptr_mut
 );
+
+/// A gradient that may be written, or not.
+#[derive(Debug)]
+pub(crate) enum GradView<'a> {
+    Shared(View<'a>),
+    Unique(ViewMut<'a>),
+}
+
+impl<'a> Located<'a> for GradView<'a> {
+    fn context(&self) -> &Arc<CudaContext> {
+        match self {
+            Self::Shared(view) => view.context(),
+            Self::Unique(view) => view.context(),
+        }
+    }
+
+    fn address(self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
+        match self {
+            Self::Shared(view) => view.address(stream),
+            Self::Unique(view) => view.address(stream),
+        }
+    }
+}

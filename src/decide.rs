@@ -13,7 +13,7 @@ use crate::rounding::{
     add_rn64, add_wrap64, canonical64, count_to_f64, div_rn64, fma_rn64, has, is_finite, is_finite64, mul_rn64, select,
     sqrt_rn64, sub_rn64, to_f32_rn, to_f64,
 };
-use crate::table::control_flags::{CLIP_NORM, SKIP_STEP};
+use crate::table::control_flags::{ALARM, CLIP_NORM, SKIP_ALARM, SKIP_STEP};
 use crate::table::schedule_kinds::{COSINE, INVERSE_SQRT, LINEAR, LISTED};
 use crate::table::{ControlParams, ControlState, ScheduleParams};
 
@@ -77,6 +77,28 @@ fn next_loss_scale(c: &ControlParams, finite: bool, s: &mut ControlState) {
     // } twin
 }
 
+/// Whether the norm is too far above its running mean; and mean and variance with it.
+fn watch(c: &ControlParams, norm: f64, s: &mut ControlState) -> bool {
+    // twin: watch {
+    let limit = fma_rn64(c.alarm_sigmas, sqrt_rn64(s.norm_variance), s.norm_mean);
+    let watched = has(c.flags, ALARM) & is_finite64(norm);
+    let alarm = watched & (s.norms >= c.alarm_steps) & (norm > limit);
+    // One spike must not hide the next: it counts as the limit.
+    let seen = select(alarm, limit, norm);
+    let norms = select(s.norms < c.alarm_steps, add_wrap64(s.norms, 1), c.alarm_steps);
+    // At first a plain mean, then an exponential one.
+    let weight = div_rn64(1.0, count_to_f64(norms));
+    let apart = sub_rn64(seen, s.norm_mean);
+    let variance = mul_rn64(sub_rn64(1.0, weight), fma_rn64(mul_rn64(weight, apart), apart, s.norm_variance));
+    s.norm_mean = select(watched, fma_rn64(weight, apart, s.norm_mean), s.norm_mean);
+    s.norm_variance = select(watched, variance, s.norm_variance);
+    s.norms = select(watched, norms, s.norms);
+    s.alarm = select(alarm, 1, 0);
+    s.alarms = add_wrap64(s.alarms, select(alarm, 1, 0));
+    return alarm;
+    // } twin
+}
+
 /// `squares` is the sum of the gradients' squares as they lie in memory; `non_finite` of them are NaN or infinite.
 pub(crate) fn decide(
     c: &ControlParams,
@@ -91,9 +113,11 @@ pub(crate) fn decide(
     let norm = mul_rn64(sqrt_rn64(squares), unscale);
     // The squares of finite gradients may not be: such a norm is as bad.
     let finite = (non_finite == 0) & is_finite64(norm);
-    let skip = has(c.flags, SKIP_STEP) & !finite;
+    let alarm = watch(c, norm, s);
+    let skip = (has(c.flags, SKIP_STEP) & !finite) | (has(c.flags, SKIP_ALARM) & alarm);
     let clip = select(has(c.flags, CLIP_NORM), clip_factor(norm, c.max_grad_norm), 1.0);
     s.grad_norm = canonical64(norm);
+    s.unscale = unscale;
     s.grad_scale = canonical64(mul_rn64(unscale, clip));
     s.lr_factor = schedule_factor(c.schedule, s.applied, listed);
     s.non_finite = non_finite;

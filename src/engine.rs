@@ -6,6 +6,7 @@ use crate::controller::{Controlled, HostControl, Tables};
 use crate::cpu;
 use crate::device::{Device, Kind};
 use crate::error::Result;
+use crate::metrics::Record;
 use crate::plan::Plan;
 use crate::simd::Simd;
 use crate::table::{Chunk, ControlState, Hyper, StepScalars, SumRow, TensorRow};
@@ -23,7 +24,7 @@ pub(crate) enum Work {
     /// Scalars from the host; none, if there is nothing to do.
     Plain(Vec<StepScalars>),
     /// Scalars that the device makes, one for each class.
-    Controlled(Controlled),
+    Controlled(Box<Controlled>),
 }
 
 /// What walks the plan, and with a control, what decides before.
@@ -49,7 +50,8 @@ impl Engine {
     }
 
     /// # Safety
-    /// As for [`cpu::run`]; on a GPU as for [`Launcher::run`]. The rows index their scalars as `work` says.
+    /// As for [`cpu::run`]; on a GPU as for [`Launcher::run`]. The rows index their scalars as `work` says, and with a
+    /// control that zeroes gradients, these are among what is written.
     pub(crate) unsafe fn run(&mut self, rows: &[TensorRow], work: &Work) -> Result<()> {
         match (self, work) {
             (_, Work::Plain(scalars)) if scalars.is_empty() => {}
@@ -58,10 +60,8 @@ impl Engine {
                 unsafe { cpu::run(*simd, chunks, rows, scalars) };
             }
             (Self::Cpu(simd, chunks, Some(control)), Work::Controlled(step)) => {
-                // SAFETY: (both) the caller's promise; a `Simd` in a device is available.
-                unsafe { control.prepare(*simd, step, rows) };
-                // SAFETY: see above; there are scalars for every class.
-                unsafe { cpu::run(*simd, chunks, rows, &control.scalars) };
+                // SAFETY: the caller's promise; a `Simd` in a device is available.
+                unsafe { control.step(*simd, chunks, step, rows) };
             }
             #[cfg(feature = "cuda")]
             // SAFETY: the caller's promise.
@@ -110,6 +110,15 @@ impl Engine {
             Self::Cpu(_, _, control) => Ok(control.as_ref().map(|control| control.state())),
             #[cfg(feature = "cuda")]
             Self::Cuda(_, control) => control.as_ref().map(|control| control.state()).transpose(),
+        }
+    }
+
+    /// What was measured of the newest step that is known of.
+    pub(crate) fn record(&mut self) -> Result<Option<Record>> {
+        match self {
+            Self::Cpu(_, _, control) => Ok(control.as_ref().and_then(|control| control.record())),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_, control) => control.as_mut().map_or(Ok(None), |control| control.record()),
         }
     }
 

@@ -43,7 +43,7 @@ impl fmt::Display for TensorId {
 pub enum Buffer {
     /// The parameter, written by a step.
     Param,
-    /// The gradient, read by a step.
+    /// The gradient, read by a step; zeroed on request.
     Grad,
 }
 
@@ -150,6 +150,12 @@ pub enum Error {
         /// Of the last step.
         grad_norm: f64,
     },
+    /// A gradient given as `&`, which [`Control::zero_grad`](crate::Control::zero_grad) would write.
+    #[error("{tensor}: its gradient is to be written as zeros, but was not given as &mut")]
+    SharedGrad {
+        /// Whose.
+        tensor: TensorId,
+    },
     /// `grad_scale` out of its range, or NaN.
     #[error("grad_scale is {value}, must be in [0, inf)")]
     GradScale {
@@ -246,10 +252,11 @@ pub enum Error {
         /// Where the buffer is.
         actual: String,
     },
-    /// Two parameters, or a parameter and a gradient, that share bytes.
+    /// Two parameters, or a parameter and a gradient, that share bytes; or with
+    /// [`Control::zero_grad`](crate::Control::zero_grad) two gradients.
     #[error("{first} overlaps {second}")]
     Overlap {
-        /// A parameter.
+        /// Of two that are written, the one that lies first; else the parameter.
         first: Box<Span>,
         /// The other.
         second: Box<Span>,

@@ -51,7 +51,10 @@
 //! | `accumulate.rs` | gradients of several passes, added up | `cuda/accumulate.cuh` |
 //! | `update.rs` | **one element**, equations (0) to (5): the oracle | `cuda/update.cuh` |
 //! | `cpu.rs`, `simd.rs` | walks the plan on the CPU | beside `cuda/adamw.cu`, `cuda/vec.cuh` |
+//! | `full.rs` | the update that clamps, zeroes and measures as well | `cuda/full.cuh` |
+//! | `collect.rs`, `metrics.rs` | what was measured, by chunk, by tensor, and as the user reads it | `cuda/collect.cuh` |
 //! | `cuda.rs`, `cuda_view.rs` | loads the PTX, uploads what changed, launches | beside `cuda/adamw.cu` |
+//! | `cuda_full.rs` | that update on a GPU, and its record's way to the host | |
 //! | `device.rs`, `engine.rs` | where a step runs; the plan and the device that walks it | |
 //! | `optimizer.rs`, `optimizer/` | the public [`AdamW`]: check, describe, launch, count; its control; its sums | |
 //! | `error.rs` | what can go wrong | |
@@ -79,6 +82,7 @@ compile_error!("fused-adamw counts elements and addresses in 64 bits");
 mod accumulate;
 mod arena;
 mod classes;
+mod collect;
 mod config;
 mod control;
 mod controller;
@@ -88,11 +92,15 @@ mod cuda;
 #[cfg(feature = "cuda")]
 mod cuda_control;
 #[cfg(feature = "cuda")]
+mod cuda_full;
+#[cfg(feature = "cuda")]
 mod cuda_view;
 mod decide;
 mod device;
 mod engine;
 mod error;
+mod full;
+mod metrics;
 mod norm;
 mod optimizer;
 mod overlap;
@@ -109,9 +117,10 @@ mod twins;
 mod update;
 
 pub use config::{AdamWConfig, Algorithm, StepOptions, TensorSpec};
-pub use control::{Control, Decay, LossScale, NonFinite, Schedule, Status};
+pub use control::{Alarm, Control, Decay, LossScale, NonFinite, Schedule, Status};
 pub use device::Device;
 pub use error::{Buffer, Error, Result, Span, TensorId};
+pub use metrics::{Metrics, TensorMetrics};
 pub use optimizer::{AdamW, TensorState};
 pub use simd::Simd;
 pub use tensor::{Dtype, Float, Grad, Pair, Param};

@@ -18,10 +18,11 @@ use rayon::prelude::*;
 pub(crate) const NORM_CHUNK_LEN: u32 = 8 * 1024;
 
 /// Sums of a thread, threads of a warp, warps of a block: as on a GPU.
-const LANES: usize = 8;
+pub(crate) const LANES: usize = 8;
 const WARP: usize = 32;
 const WARPS: usize = 8;
-const SUMS: usize = LANES * WARP * WARPS;
+pub(crate) const BLOCK: usize = WARP * WARPS;
+const SUMS: usize = LANES * BLOCK;
 /// Threads of the block that adds up the chunks.
 const FINALIZE_BLOCK: usize = 1024;
 
@@ -78,23 +79,30 @@ fn of<G: Float>(grad: &[G]) -> Squares {
 
 #[inline(always)]
 fn tree(sums: &[f32; SUMS]) -> f32 {
-    let mut threads = [0.0_f32; WARP * WARPS];
+    let mut threads = [0.0_f32; BLOCK];
     for (thread, s) in threads.iter_mut().zip(sums.as_chunks::<LANES>().0) {
         let (low, high) =
             (add_rn(add_rn(s[0], s[1]), add_rn(s[2], s[3])), add_rn(add_rn(s[4], s[5]), add_rn(s[6], s[7])));
         *thread = add_rn(low, high);
     }
-    let mut warps = [0.0_f32; WARPS];
-    for (warp, threads) in warps.iter_mut().zip(threads.as_chunks::<WARP>().0) {
-        *warp = halved(*threads, add_rn);
+    of_block(&threads, add_rn)
+}
+
+/// The sum over the threads of a block, whole warps: of each warp, then of the warps.
+#[inline(always)]
+pub(crate) fn of_block<T: Copy + Default>(threads: &[T], add: impl Fn(T, T) -> T + Copy) -> T {
+    let mut warps = [T::default(); WARP];
+    let all = threads.as_chunks::<WARP>().0;
+    for (warp, threads) in warps.iter_mut().zip(all) {
+        *warp = halved(&mut threads.clone(), add);
     }
-    halved(warps, add_rn)
+    halved(&mut warps[..all.len()], add)
 }
 
 /// The sum of all: of those half of them apart, then a quarter, then neighbours.
 #[inline(always)]
-fn halved<T: Copy, const N: usize>(mut values: [T; N], add: fn(T, T) -> T) -> T {
-    let mut apart = N / 2;
+fn halved<T: Copy>(values: &mut [T], add: impl Fn(T, T) -> T) -> T {
+    let mut apart = values.len() / 2;
     while apart > 0 {
         for i in 0..apart {
             values[i] = add(values[i], values[i + apart]);
@@ -112,11 +120,7 @@ pub(crate) fn total(squares: &[Squares], chunks: &[Chunk], bad: &[u32]) -> f64 {
         let sum = &mut sums[i % FINALIZE_BLOCK];
         *sum = add_rn64(*sum, if skipped { 0.0 } else { to_f64(squares.sum) });
     }
-    let mut warps = [0.0_f64; FINALIZE_BLOCK / WARP];
-    for (warp, threads) in warps.iter_mut().zip(sums.as_chunks::<WARP>().0) {
-        *warp = halved(*threads, add_rn64);
-    }
-    halved(warps, add_rn64)
+    of_block(&sums, add_rn64)
 }
 
 #[cfg(test)]

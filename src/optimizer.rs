@@ -161,9 +161,9 @@ impl AdamW {
     ///
     /// # Errors
     /// [`Error::TensorCount`], [`Error::Length`], [`Error::Dtype`], [`Error::WrongDevice`], [`Error::NullPointer`],
-    /// [`Error::Misaligned`], [`Error::Overlap`] for tensors that do not fit; [`Error::OutOfMemory`] for the master of
-    /// a 16-bit parameter seen for the first time; of a GPU `Error::Capturing`, `Error::Captured`,
-    /// `Error::Driver`. Nothing has changed then. The exception is `Error::NotRecorded`.
+    /// [`Error::Misaligned`], [`Error::Overlap`], [`Error::SharedGrad`] for tensors that do not fit;
+    /// [`Error::OutOfMemory`] for the master of a 16-bit parameter seen for the first time; of a GPU `Error::Capturing`,
+    /// `Error::Captured`, `Error::Driver`. Nothing has changed then. The exception is `Error::NotRecorded`.
     pub fn step<'a, I>(&mut self, pairs: I) -> Result<()>
     where
         I: IntoIterator,
@@ -206,12 +206,13 @@ impl AdamW {
         self.describe(pairs, &device, &mut guards)?;
         let work = self.index_scalars(options.grad_scale, &has_grad);
         if self.next_rows != self.rows {
-            overlap::check(&self.next_rows, &self.tensors)?;
+            overlap::check(&self.next_rows, &self.tensors, self.zeroes_grads())?;
         }
         // SAFETY: every row was made from a pair of the registered length (`check_pairs`), whose parameter is
         // borrowed mutably and whose gradient is borrowed for as long as this function runs, or which the
-        // caller of `Pair::from_raw` or `allow_capture` vouches for; it lies on this device, aligned (`Tensor::row`);
-        // no parameter overlaps another or a gradient (`overlap::check`, of these rows now or before). The state's
+        // caller of `Pair::from_raw` or `allow_capture` vouches for; gradients that are written are borrowed mutably, too
+        // (`Tensor::check`). It lies on this device, aligned (`Tensor::row`); what is written overlaps nothing
+        // (`overlap::check`, of these rows and this control, now or before). The state's
         // slots are the optimizer's own, disjoint, and long enough (`Layout`). The engine's chunks were made from the
         // registered lengths; scalar indices come with `work`. The guards are held until after the launch.
         unsafe { self.engine.run(&self.next_rows, &work)? };
@@ -223,7 +224,12 @@ impl AdamW {
         if pairs.len() != self.tensors.len() {
             return Err(Error::TensorCount { expected: self.tensors.len(), actual: pairs.len() });
         }
-        self.tensors.iter().zip(pairs).try_for_each(|(tensor, pair)| tensor.check(pair))
+        let zero_grad = self.zeroes_grads();
+        self.tensors.iter().zip(pairs).try_for_each(|(tensor, pair)| tensor.check(pair, zero_grad))
+    }
+
+    fn zeroes_grads(&self) -> bool {
+        self.control.as_ref().is_some_and(|(control, _)| control.zero_grad)
     }
 
     /// Memory for the masters of 16-bit parameters that have none: one more arena.
@@ -257,7 +263,7 @@ impl AdamW {
         }
         let (next, split) = classes.next(has_grad).unwrap_or_else(|| (classes.clone(), Vec::new()));
         self.next_rows.iter_mut().zip(&next.of).for_each(|(row, &class)| row.scalars = class);
-        Work::Controlled(Controlled { control: control.clone(), classes: next, split, grad_scale })
+        Work::Controlled(Box::new(Controlled { control: control.clone(), classes: next, split, grad_scale }))
     }
 
     fn plain_scalars(&mut self, grad_scale: f64) -> Vec<StepScalars> {

@@ -4,18 +4,22 @@ use crate::error::{Buffer, Error, Result, Span};
 use crate::register::Tensor;
 use crate::table::{TensorRow, dtypes, row_flags};
 
-/// No parameter may share a byte with another parameter or with a gradient. Gradients may share with each other.
-pub(crate) fn check(rows: &[TensorRow], tensors: &[Tensor]) -> Result<()> {
-    let mut params: Vec<Bytes> = spans(rows, tensors, Buffer::Param).collect();
-    params.sort_unstable_by_key(|bytes| bytes.start);
-    if let Some(two) = params.windows(2).find(|two| two[1].start < two[0].end) {
+/// No parameter may share a byte with another parameter or with a gradient. Gradients may share with each other, unless
+/// the step zeroes them.
+pub(crate) fn check(rows: &[TensorRow], tensors: &[Tensor], zero_grad: bool) -> Result<()> {
+    let mut written: Vec<Bytes> = spans(rows, tensors, Buffer::Param).collect();
+    if zero_grad {
+        written.extend(spans(rows, tensors, Buffer::Grad));
+    }
+    written.sort_unstable_by_key(|bytes| bytes.start);
+    if let Some(two) = written.windows(2).find(|two| two[1].start < two[0].end) {
         return Err(overlap(&two[0], &two[1], tensors));
     }
-    for grad in spans(rows, tensors, Buffer::Grad) {
-        // Of the parameters that begin before the gradient's end, the last: they are apart and in order.
-        let before = params.partition_point(|param| param.start < grad.end);
-        if let Some(param) = before.checked_sub(1).map(|i| &params[i]).filter(|param| param.end > grad.start) {
-            return Err(overlap(param, &grad, tensors));
+    for grad in spans(rows, tensors, Buffer::Grad).filter(|_| !zero_grad) {
+        // Of those that begin before the gradient's end, the last: they are apart and in order.
+        let before = written.partition_point(|other| other.start < grad.end);
+        if let Some(other) = before.checked_sub(1).map(|i| &written[i]).filter(|other| other.end > grad.start) {
+            return Err(overlap(other, &grad, tensors));
         }
     }
     Ok(())

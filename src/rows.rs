@@ -7,7 +7,7 @@ use crate::error::{Buffer, Error, Result};
 use crate::register::Tensor;
 use crate::scalars::step_scalars;
 use crate::table::{StepScalars, SumRow, TensorRow, row_flags};
-use crate::tensor::{Dtype, Elements, Grad, Pair, View};
+use crate::tensor::{Dtype, Elements, Grad, GradView, Pair};
 use std::collections::HashMap;
 
 impl Tensor {
@@ -18,10 +18,13 @@ impl Tensor {
         Err(Error::Length { tensor: self.id.clone(), buffer, expected: self.len, actual: given.len })
     }
 
-    /// Length and dtype, before any memory is touched.
-    pub(crate) fn check(&self, pair: &Pair<'_>) -> Result<()> {
+    /// Length and dtype, before any memory is touched; and whether a gradient may be written, if it will be.
+    pub(crate) fn check(&self, pair: &Pair<'_>, zero_grad: bool) -> Result<()> {
         self.expect(Buffer::Param, &pair.param.0)?;
         self.check_grad(&pair.grad)?;
+        if zero_grad && pair.grad.0.as_ref().is_some_and(|grad| !grad.writable) {
+            return Err(Error::SharedGrad { tensor: self.id.clone() });
+        }
         match self.dtype.filter(|&expected| expected != pair.param.0.dtype) {
             None => Ok(()),
             Some(expected) => Err(Error::Dtype {
@@ -40,7 +43,7 @@ impl Tensor {
     /// Its gradient for the sum, without the sum's address.
     pub(crate) fn sum_row<'a>(
         &self,
-        grad: Elements<View<'a>>,
+        grad: Elements<GradView<'a>>,
         first: bool,
         device: &'a Device,
         guards: &mut Guards<'a>,

@@ -49,6 +49,24 @@ pub(crate) mod control_flags {
     pub(crate) const CLIP_NORM: u32 = 1;
     pub(crate) const SKIP_STEP: u32 = 2;
     pub(crate) const SKIP_TENSOR: u32 = 4;
+    pub(crate) const ALARM: u32 = 8;
+    pub(crate) const SKIP_ALARM: u32 = 16;
+    // } twin
+}
+
+/// [`FullParams::flags`].
+pub(crate) mod full_flags {
+    // twin: full flags {
+    pub(crate) const METRICS: u32 = 1;
+    pub(crate) const ZERO_GRAD: u32 = 2;
+    // } twin
+}
+
+/// [`TensorSums::flags`].
+pub(crate) mod sums_flags {
+    // twin: sums flags {
+    pub(crate) const MEASURED: u32 = 1;
+    pub(crate) const STEPPED: u32 = 2;
     // } twin
 }
 
@@ -192,10 +210,14 @@ pub(crate) struct ControlParams {
     /// Of the loss scale after a step that was not finite.
     pub(crate) backoff_factor: f64,
     pub(crate) growth_interval: u64,
+    /// With `ALARM`, how many standard deviations a norm may lie above its mean.
+    pub(crate) alarm_sigmas: f64,
+    /// With `ALARM`, the norms of which mean and deviation are.
+    pub(crate) alarm_steps: u64,
     /// Of [`control_flags`].
     pub(crate) flags: u32,
 }
-const _: () = assert!(size_of::<ControlParams>() == 96);
+const _: () = assert!(size_of::<ControlParams>() == 112);
 
 /// What a controlled optimizer knows of itself: on its device, where each step changes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -217,12 +239,24 @@ pub(crate) struct ControlState {
     pub(crate) lr_factor: f64,
     /// Gradients of the last step that were NaN or infinite.
     pub(crate) non_finite: u64,
+    /// Of `grad_scale`, what is not clipping.
+    pub(crate) unscale: f64,
+    /// Running mean of the norms, and their variance.
+    pub(crate) norm_mean: f64,
+    pub(crate) norm_variance: f64,
+    /// How many norms these are of, `alarm_steps` at most.
+    pub(crate) norms: u64,
+    /// Alarms, in all.
+    pub(crate) alarms: u64,
     /// Of the next step.
     pub(crate) loss_scale: f32,
     /// Whether the last step was skipped.
     pub(crate) skip: u32,
+    /// Whether the last step's norm was an alarm.
+    pub(crate) alarm: u32,
+    pub(crate) padding: u32,
 }
-const _: () = assert!(size_of::<ControlState>() == 72);
+const _: () = assert!(size_of::<ControlState>() == 120);
 
 /// Tensors of one group that have had their gradients in the same steps so far, and so have one step count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -307,6 +341,78 @@ pub(crate) struct FinalizeTables {
 }
 #[cfg(feature = "cuda")]
 const _: () = assert!(size_of::<FinalizeTables>() == 104);
+
+/// What the kernel `adamw_full` does beside the update.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct FullParams {
+    /// The largest absolute value of a gradient; infinite: any.
+    pub(crate) max_grad_value: f32,
+    /// Of [`full_flags`].
+    pub(crate) flags: u32,
+}
+const _: () = assert!(size_of::<FullParams>() == 8);
+
+/// What is measured of one element, or of the elements of one chunk.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct Sums {
+    /// Squares of the gradients, as they lie in memory.
+    pub(crate) grad: f32,
+    /// Squares of the parameters, after the step.
+    pub(crate) param: f32,
+    /// Squares of what the step added to them.
+    pub(crate) update: f32,
+    /// Squares of the gradients, as used, over the root of their second moment.
+    pub(crate) ratio: f32,
+    /// The largest absolute value that was added, as bits.
+    pub(crate) max_update: u32,
+    /// Gradients that are NaN or infinite.
+    pub(crate) non_finite: u32,
+    /// Parameters that are stored as before although they were to move.
+    pub(crate) unmoved: u32,
+    /// Roots of the second moment below eps.
+    pub(crate) below_eps: u32,
+}
+const _: () = assert!(size_of::<Sums>() == 32);
+
+/// [`Sums`] of a tensor.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct TensorSums {
+    pub(crate) grad: f64,
+    pub(crate) param: f64,
+    pub(crate) update: f64,
+    pub(crate) ratio: f64,
+    pub(crate) non_finite: u64,
+    pub(crate) unmoved: u64,
+    pub(crate) below_eps: u64,
+    pub(crate) max_update: u32,
+    /// Of [`sums_flags`].
+    pub(crate) flags: u32,
+}
+const _: () = assert!(size_of::<TensorSums>() == 64);
+
+/// The argument of the kernel `collect`: addresses of tables.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct CollectTables {
+    /// The [`TensorRow`]s.
+    pub(crate) rows: u64,
+    /// The [`StepScalars`] that they index.
+    pub(crate) scalars: u64,
+    /// A [`Sums`] of each chunk.
+    pub(crate) sums: u64,
+    /// Of each tensor the index of its first chunk, and behind them the number of chunks; u32.
+    pub(crate) firsts: u64,
+    /// The [`ControlState`].
+    pub(crate) state: u64,
+    /// Where a [`ControlState`] is to lie and behind it the [`TensorSums`] of each tensor.
+    pub(crate) record: u64,
+}
+#[cfg(feature = "cuda")]
+const _: () = assert!(size_of::<CollectTables>() == 48);
 
 /// One element as [`crate::update::update`] sees it: parameter and moments, all f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -7,20 +7,20 @@ use std::fmt;
 use std::marker::PhantomData;
 
 #[cfg(feature = "cuda")]
-pub(crate) use crate::cuda_view::{Located, View, ViewMut};
+pub(crate) use crate::cuda_view::{GradView, Located, View, ViewMut};
 #[cfg(feature = "cuda")]
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 
 #[cfg(not(feature = "cuda"))]
-pub(crate) use without_cuda::{Located, View, ViewMut};
+pub(crate) use without_cuda::{GradView, Located, ViewMut};
 
 /// The views of a build that has no GPU: lifetimes, and no values.
 #[cfg(not(feature = "cuda"))]
 mod without_cuda {
     pub(crate) trait Located<'a> {}
-    pub(crate) type View<'a> = &'a [u8];
+    pub(crate) type GradView<'a> = &'a [u8];
     pub(crate) type ViewMut<'a> = &'a mut [u8];
-    impl<'a> Located<'a> for View<'a> {}
+    impl<'a> Located<'a> for GradView<'a> {}
     impl<'a> Located<'a> for ViewMut<'a> {}
 }
 
@@ -159,12 +159,14 @@ fn low_half(bits: u32) -> u16 {
     bits as u16
 }
 
-/// A run of elements somewhere in memory. `V` is [`View`] for a gradient, [`ViewMut`] for a parameter.
+/// A run of elements somewhere in memory. `V` is [`GradView`] for a gradient, [`ViewMut`] for a parameter.
 #[derive(Debug)]
 pub(crate) struct Elements<V> {
     pub(crate) place: Place<V>,
     pub(crate) dtype: Dtype,
     pub(crate) len: usize,
+    /// Whether a step may write to it.
+    pub(crate) writable: bool,
 }
 
 /// Where they lie: borrowed as `V` is, but for a raw address.
@@ -187,30 +189,46 @@ pub(crate) enum Place<V> {
 pub struct Param<'a>(pub(crate) Elements<ViewMut<'a>>);
 
 /// A gradient, or none: `&` of a slice, array or `Vec` on the CPU, of a `CudaSlice` or a `CudaView` on a GPU, or an
-/// `Option` of one of them; made by [`Into`].
+/// `Option` of one of them; made by [`Into`]. Or `&mut` of them (a `CudaViewMut`), which
+/// [`Control::zero_grad`](crate::Control::zero_grad) asks for.
 ///
 /// ```
 /// let grad = fused_adamw::Grad::from(&[0.5_f32; 8]);
 /// let none = fused_adamw::Grad::from(None::<&[f32]>);
+/// let mut zeroed = [0.5_f32; 8];
+/// let zeroed = fused_adamw::Grad::from(&mut zeroed);
 /// ```
 #[derive(Debug)]
-pub struct Grad<'a>(pub(crate) Option<Elements<View<'a>>>);
+pub struct Grad<'a>(pub(crate) Option<Elements<GradView<'a>>>);
 
 impl<'a, T: Float> From<&'a mut [T]> for Param<'a> {
     fn from(slice: &'a mut [T]) -> Self {
         let place = Place::Host(slice.as_mut_ptr().expose_provenance() as u64, PhantomData);
-        Self(Elements { place, dtype: T::DTYPE, len: slice.len() })
+        Self(Elements { place, dtype: T::DTYPE, len: slice.len(), writable: true })
+    }
+}
+
+impl<'a, T: Float> From<&'a mut [T]> for Grad<'a> {
+    fn from(slice: &'a mut [T]) -> Self {
+        let place = Place::Host(slice.as_mut_ptr().expose_provenance() as u64, PhantomData);
+        Self(Some(Elements { place, dtype: T::DTYPE, len: slice.len(), writable: true }))
     }
 }
 
 impl<'a, T: Float> From<&'a [T]> for Grad<'a> {
     fn from(slice: &'a [T]) -> Self {
         let place = Place::Host(slice.as_ptr().expose_provenance() as u64, PhantomData);
-        Self(Some(Elements { place, dtype: T::DTYPE, len: slice.len() }))
+        Self(Some(Elements { place, dtype: T::DTYPE, len: slice.len(), writable: false }))
     }
 }
 
 impl<'a, T: Float> From<&'a mut Vec<T>> for Param<'a> {
+    fn from(vec: &'a mut Vec<T>) -> Self {
+        vec.as_mut_slice().into()
+    }
+}
+
+impl<'a, T: Float> From<&'a mut Vec<T>> for Grad<'a> {
     fn from(vec: &'a mut Vec<T>) -> Self {
         vec.as_mut_slice().into()
     }
@@ -228,6 +246,12 @@ impl<'a, T: Float, const N: usize> From<&'a mut [T; N]> for Param<'a> {
     }
 }
 
+impl<'a, T: Float, const N: usize> From<&'a mut [T; N]> for Grad<'a> {
+    fn from(array: &'a mut [T; N]) -> Self {
+        array.as_mut_slice().into()
+    }
+}
+
 impl<'a, T: Float, const N: usize> From<&'a [T; N]> for Grad<'a> {
     fn from(array: &'a [T; N]) -> Self {
         array.as_slice().into()
@@ -238,7 +262,16 @@ impl<'a, T: Float, const N: usize> From<&'a [T; N]> for Grad<'a> {
 impl<'a, T: Float> From<CudaViewMut<'a, T>> for Param<'a> {
     fn from(view: CudaViewMut<'a, T>) -> Self {
         let len = view.len();
-        Self(Elements { place: Place::Cuda(T::view_mut(view)), dtype: T::DTYPE, len })
+        Self(Elements { place: Place::Cuda(T::view_mut(view)), dtype: T::DTYPE, len, writable: true })
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<'a, T: Float> From<CudaViewMut<'a, T>> for Grad<'a> {
+    fn from(view: CudaViewMut<'a, T>) -> Self {
+        let len = view.len();
+        let place = Place::Cuda(GradView::Unique(T::view_mut(view)));
+        Self(Some(Elements { place, dtype: T::DTYPE, len, writable: true }))
     }
 }
 
@@ -246,12 +279,20 @@ impl<'a, T: Float> From<CudaViewMut<'a, T>> for Param<'a> {
 impl<'a, T: Float> From<CudaView<'a, T>> for Grad<'a> {
     fn from(view: CudaView<'a, T>) -> Self {
         let len = view.len();
-        Self(Some(Elements { place: Place::Cuda(T::view(view)), dtype: T::DTYPE, len }))
+        let place = Place::Cuda(GradView::Shared(T::view(view)));
+        Self(Some(Elements { place, dtype: T::DTYPE, len, writable: false }))
     }
 }
 
 #[cfg(feature = "cuda")]
 impl<'a, T: Float> From<&'a mut CudaSlice<T>> for Param<'a> {
+    fn from(slice: &'a mut CudaSlice<T>) -> Self {
+        slice.as_view_mut().into()
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<'a, T: Float> From<&'a mut CudaSlice<T>> for Grad<'a> {
     fn from(slice: &'a mut CudaSlice<T>) -> Self {
         slice.as_view_mut().into()
     }
@@ -331,14 +372,15 @@ impl<'a> Pair<'a> {
     ///
     /// # Safety
     /// Both addresses are of `len` elements of their dtype in memory of the optimizer's device, the parameter's
-    /// writable. From the step's call until the work that it enqueues has finished (on a GPU: on the optimizer's
+    /// writable; with [`Control::zero_grad`](crate::Control::zero_grad) the gradient's too, and what is said of the parameter
+    /// goes for it. From the step's call until the work that it enqueues has finished (on a GPU: on the optimizer's
     /// stream) they stay allocated, nobody else writes to either, and nobody else reads the parameter: no events
     /// order other streams for them.
     #[must_use]
     pub unsafe fn from_raw(param: u64, param_dtype: Dtype, grad: u64, grad_dtype: Dtype, len: usize) -> Self {
         Self {
-            param: Param(Elements { place: Place::Raw(param), dtype: param_dtype, len }),
-            grad: Grad(Some(Elements { place: Place::Raw(grad), dtype: grad_dtype, len })),
+            param: Param(Elements { place: Place::Raw(param), dtype: param_dtype, len, writable: true }),
+            grad: Grad(Some(Elements { place: Place::Raw(grad), dtype: grad_dtype, len, writable: true })),
         }
     }
 }

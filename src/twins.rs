@@ -4,7 +4,7 @@
 //! Bits need a C++ compiler (`$CXX`, c++, g++ or clang++); without one those tests say that they skip, and
 //! `FUSED_ADAMW_REQUIRE_CXX=1` makes that a failure.
 
-use crate::control::{Control, Decay, LossScale, NonFinite, Schedule};
+use crate::control::{Alarm, Control, Decay, LossScale, NonFinite, Schedule};
 use crate::decide::decide;
 use crate::rounding::{bf16_to_f32, f16_to_f32, f32_to_bf16_rn, f32_to_f16_rn};
 use crate::scalars::step_scalars;
@@ -20,6 +20,8 @@ const TABLE: [&str; 2] = [include_str!("table.rs"), include_str!("../cuda/table.
 const ROUNDING: [&str; 2] = [include_str!("rounding.rs"), include_str!("../cuda/rounding.cuh")];
 const SCALARS: [&str; 2] = [include_str!("scalars.rs"), include_str!("../cuda/scalars.cuh")];
 const DECIDE: [&str; 2] = [include_str!("decide.rs"), include_str!("../cuda/decide.cuh")];
+const FULL: [&str; 2] = [include_str!("full.rs"), include_str!("../cuda/full.cuh")];
+const COLLECT: [&str; 2] = [include_str!("collect.rs"), include_str!("../cuda/collect.cuh")];
 const UPDATE: [&str; 2] = [include_str!("update.rs"), include_str!("../cuda/update.cuh")];
 
 /// The lines between `// twin: NAME {` and `// } twin`, without their indentation.
@@ -73,12 +75,21 @@ fn the_bodies_are_the_same_text_comments_included() {
     assert_same_text(UPDATE, "update", 18);
     assert_same_text(SCALARS, "pow_rn64", 9);
     assert_same_text(SCALARS, "step_scalars", 14);
-    for (name, lines) in
-        [("cos_pi", 14), ("schedule_factor", 12), ("clip_factor", 2), ("next_loss_scale", 7), ("decide", 15)]
-    {
+    for (name, lines) in [
+        ("cos_pi", 14),
+        ("schedule_factor", 12),
+        ("clip_factor", 2),
+        ("next_loss_scale", 7),
+        ("watch", 16),
+        ("decide", 17),
+    ] {
         assert_same_text(DECIDE, name, lines);
     }
     assert_same_text([include_str!("accumulate.rs"), include_str!("../cuda/accumulate.cuh")], "next_sum", 1);
+    for (name, lines) in [("clamp", 2), ("measure", 13), ("add", 10)] {
+        assert_same_text(FULL, name, lines);
+    }
+    assert_same_text(COLLECT, "add", 10);
     let functions = ["canonical", "max_nan", "bf16_to_f32", "f32_to_bf16_rn", "f16_to_f32", "f32_to_f16_rn"];
     functions.into_iter().for_each(|name| assert_same_text(ROUNDING, name, 1));
 }
@@ -89,7 +100,9 @@ fn the_constants_are_the_same() {
     assert_same_text(TABLE, "row flags", 5);
     assert_same_text(TABLE, "firsts", 3);
     assert_same_text(TABLE, "step flags", 6);
-    assert_same_text(TABLE, "control flags", 3);
+    assert_same_text(TABLE, "control flags", 5);
+    assert_same_text(TABLE, "full flags", 2);
+    assert_same_text(TABLE, "sums flags", 2);
     assert_same_text(TABLE, "schedule kinds", 5);
     let value = |source: &str, before: &str| {
         let line = source.lines().find_map(|line| line.trim().strip_prefix(before)).unwrap();
@@ -121,9 +134,10 @@ fn cuda_field(line: &str) -> Option<String> {
 
 #[test]
 fn the_structs_have_the_same_fields_in_the_same_order() {
-    let controlled = [("ScheduleParams", 7), ("ControlParams", 6), ("ControlState", 10), ("Class", 2), ("Counter", 2)];
+    let controlled = [("ScheduleParams", 7), ("ControlParams", 8), ("ControlState", 17), ("Class", 2), ("Counter", 2)];
     let structs = [("TensorRow", 11), ("Chunk", 3), ("Hyper", 6), ("StepScalars", 9), ("Element", 4), ("Squares", 2)];
-    for (name, count) in structs.into_iter().chain(controlled).chain([("FinalizeTables", 14), ("SumRow", 6)]) {
+    let full = [("FullParams", 2), ("Sums", 8), ("TensorSums", 9), ("CollectTables", 6), ("FinalizeTables", 14)];
+    for (name, count) in structs.into_iter().chain(controlled).chain(full).chain([("SumRow", 6)]) {
         let rust = fields(TABLE[0], name, rust_field);
         assert_eq!(rust, fields(TABLE[1], name, cuda_field), "{name}");
         assert_eq!(rust.len(), count, "{name}: {rust:?}");
@@ -310,7 +324,12 @@ fn any_control(random: &mut StdRng) -> Control {
             .random::<bool>()
             .then(|| LossScale { growth_interval: one_of(random, &[1, 2, 2000]), ..LossScale::default() }),
         schedule: Schedule { warmup, decay },
-        max_skipped: None,
+        alarm: random.random::<bool>().then(|| Alarm {
+            sigmas: [0.0, 2.5][random.random_range(0..2)],
+            steps: one_of(random, &[2, 5, 128]),
+            skip: random.random(),
+        }),
+        ..Control::default()
     }
 }
 
@@ -322,13 +341,16 @@ fn params_words(c: &ControlParams) -> Vec<u32> {
     let ScheduleParams { warmup, start, end, floor, list, list_len, kind } = c.schedule;
     let numbers = [c.max_grad_norm.to_bits(), c.growth_factor.to_bits(), c.backoff_factor.to_bits(), c.growth_interval];
     let schedule = halves(&[warmup, start, end, floor.to_bits(), list, list_len]);
-    schedule.into_iter().chain([kind, 0]).chain(halves(&numbers)).chain([c.flags, 0]).collect()
+    let alarm = halves(&[c.alarm_sigmas.to_bits(), c.alarm_steps]);
+    schedule.into_iter().chain([kind, 0]).chain(halves(&numbers)).chain(alarm).chain([c.flags, 0]).collect()
 }
 
 fn state_words(s: &ControlState) -> Vec<u32> {
     let numbers = [s.grad_norm, s.grad_scale, s.lr_factor].map(f64::to_bits);
     let counts = halves(&[s.applied, s.skipped, s.skipped_running, s.growth_tracker]);
-    let last = halves(&[s.non_finite]).into_iter().chain([s.loss_scale.to_bits(), s.skip]);
+    let watched = [s.unscale, s.norm_mean, s.norm_variance].map(f64::to_bits);
+    let watched = [s.non_finite].into_iter().chain(watched).chain([s.norms, s.alarms]).collect::<Vec<_>>();
+    let last = halves(&watched).into_iter().chain([s.loss_scale.to_bits(), s.skip, s.alarm, s.padding]);
     counts.into_iter().chain(halves(&numbers)).chain(last).collect()
 }
 

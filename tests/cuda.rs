@@ -24,6 +24,8 @@ mod emulator_wrong;
 mod errors;
 #[path = "cuda/faults.rs"]
 mod faults;
+#[path = "cuda/metrics.rs"]
+mod metrics;
 #[path = "cuda/parity.rs"]
 mod parity;
 #[path = "cuda/streams.rs"]

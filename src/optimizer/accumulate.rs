@@ -118,7 +118,8 @@ impl AdamW {
     {
         let sum = |i: usize| {
             let sums = self.sums.as_ref().filter(|sums| sums.pending[i])?;
-            Some(Elements { place: Place::Raw(sums.address(i)), dtype: Dtype::F32, len: self.tensors[i].len })
+            let (place, len) = (Place::Raw(sums.address(i)), self.tensors[i].len);
+            Some(Elements { place, dtype: Dtype::F32, len, writable: true })
         };
         let params: Vec<Param<'a>> = params.into_iter().map(Into::into).collect();
         if params.len() != self.tensors.len() {

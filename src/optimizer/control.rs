@@ -5,6 +5,7 @@ use crate::classes::Classes;
 use crate::control::{Control, NonFinite, Status};
 use crate::controller::Tables;
 use crate::error::{Error, Result};
+use crate::metrics::Metrics;
 use crate::register::Tensor;
 
 #[cfg(feature = "cuda")]
@@ -44,6 +45,7 @@ impl AdamW {
         self.engine.set_control(with_tables, self.tensors.len())?;
         self.tensors.iter_mut().zip(steps).for_each(|(tensor, step)| tensor.step = step);
         self.control = control;
+        self.rows.clear(); // the next step's are checked: this control may write other memory than the last
         Ok(())
     }
 
@@ -73,6 +75,30 @@ impl AdamW {
     /// On a GPU `Error::Driver`.
     pub fn status(&self) -> Result<Option<Status>> {
         Ok(self.engine.control_state()?.map(Status::from))
+    }
+
+    /// What was measured of the newest step whose record has arrived; `None` without [`Control::metrics`], and before there
+    /// is one. Never waits: on a GPU every step sends its record to one of 4 places in pinned memory, from where it is
+    /// read if it is there. A record that nobody has read is overwritten by the fourth after it, and one for which all
+    /// places are still on their way is not kept: [`Metrics::dropped`] counts both.
+    ///
+    /// Replays of a captured step are not seen by the host. Once one has been captured each call asks for the record of
+    /// the last replay enqueued, and returns what has arrived of earlier ones.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Control, Device};
+    /// # let mut opt = AdamW::new(&Device::cpu(), AdamWConfig { lr: 0.5, ..Default::default() }, [2])?;
+    /// opt.set_control(Some(Control { metrics: true, ..Default::default() }))?;
+    /// opt.step([(&mut [0.0_f32; 2], &[3.0_f32, 4.0])])?;
+    /// let total = opt.metrics()?.unwrap().total;
+    /// assert_eq!((total.grad_norm, total.max_update, total.non_finite), (5.0, 0.5, 0));
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// On a GPU `Error::Driver`.
+    pub fn metrics(&mut self) -> Result<Option<Metrics>> {
+        Ok(self.engine.record()?.map(|record| Metrics::new(&record, &self.tensors)))
     }
 
     /// An error if more steps have been skipped than the control allows: [`Control::max_skipped`],

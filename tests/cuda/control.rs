@@ -10,7 +10,7 @@ use fused_adamw::{
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::driver::{calls, counts, each_driver, emulated, fail, has_failed, traffic};
+use crate::driver::{calls, counts, each_driver, emulated, fail, has_failed, is_sanitized, traffic};
 use crate::twins::{DTYPES, LENGTHS, Shape, Twins, Values};
 
 const ALL: StepOptions = StepOptions { grad_scale: 1.0 };
@@ -26,7 +26,7 @@ fn control(non_finite: NonFinite) -> Control {
         non_finite,
         loss_scale: Some(scale),
         schedule: Schedule { warmup: 3, decay },
-        max_skipped: None,
+        ..Default::default()
     }
 }
 
@@ -174,7 +174,7 @@ fn bytes_an_element_by_the_kernels_own_loads_and_stores() {
             traffic();
             twins.gpu_step(ALL, |_| true).unwrap();
             let (loads, stores) = traffic();
-            if std::env::var_os("FUSED_ADAMW_SANITIZE").is_some() {
+            if is_sanitized() {
                 return; // the emulator is then not told of accesses
             }
             let more = (loads + stores).checked_sub(bytes * LEN).expect("every element is read and written");
@@ -380,7 +380,8 @@ fn any_control(rng: &mut StdRng) -> Control {
         non_finite,
         loss_scale: (non_finite != NonFinite::Propagate && rng.random()).then_some(scale),
         schedule: Schedule { warmup: rng.random_range(0..3), decay: decays[rng.random_range(0..5)].clone() },
-        max_skipped: None,
+        max_grad_value: rng.random::<bool>().then_some(0.5),
+        ..Default::default()
     }
 }
 

@@ -355,3 +355,8 @@ pub(crate) fn live(what: &str) -> u64 {
 pub(crate) fn allocations() -> u64 {
     function::<extern "C" fn() -> u64>("emulated_allocations")()
 }
+
+/// Whether the driver is built with sanitizers.
+pub(crate) fn is_sanitized() -> bool {
+    sanitizer().is_some()
+}

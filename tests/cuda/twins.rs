@@ -68,6 +68,10 @@ impl Host {
         each!(self, x => (&x[at..at + len]).into())
     }
 
+    fn grad_mut(&mut self, at: usize, len: usize) -> Grad<'_> {
+        each!(self, x => (&mut x[at..at + len]).into())
+    }
+
     pub(crate) fn to_gpu(&self, stream: &Arc<CudaStream>) -> Gpu {
         match self {
             Self::F32(x) => Gpu::F32(stream.clone_htod(x).unwrap()),
@@ -84,6 +88,10 @@ impl Gpu {
 
     pub(crate) fn grad(&self, at: usize, len: usize) -> Grad<'_> {
         each!(self, x => x.slice(at..at + len).into())
+    }
+
+    fn grad_mut(&mut self, at: usize, len: usize) -> Grad<'_> {
+        each!(self, x => x.slice_mut(at..at + len).into())
     }
 
     pub(crate) fn to_host(&self) -> Host {
@@ -203,6 +211,19 @@ impl Tensor {
         Pair::new(self.param.1.param(param_at, len), grad)
     }
 
+    /// With gradients that may be written.
+    pub(crate) fn gpu_pair_mut(&mut self, with_grad: bool) -> Pair<'_> {
+        let Shape { len, param_at, grad_at, .. } = self.shape;
+        let grad = with_grad.then(|| self.grad.1.grad_mut(grad_at, len));
+        Pair::new(self.param.1.param(param_at, len), grad)
+    }
+
+    pub(crate) fn cpu_pair_mut(&mut self, with_grad: bool) -> Pair<'_> {
+        let Shape { len, param_at, grad_at, .. } = self.shape;
+        let grad = with_grad.then(|| self.grad.0.grad_mut(grad_at, len));
+        Pair::new(self.param.0.param(param_at, len), grad)
+    }
+
     pub(crate) fn cpu_pair(&mut self, with_grad: bool) -> Pair<'_> {
         let Shape { len, param_at, grad_at, .. } = self.shape;
         let grad = with_grad.then(|| self.grad.0.grad(grad_at, len));
@@ -319,8 +340,13 @@ impl Twins {
 
     /// NaN everywhere in a gradient, at the same addresses.
     pub(crate) fn spoil_in_place(&mut self, index: usize) {
+        let is_f32 = self.tensors[index].shape.grad == Dtype::F32;
+        self.overwrite_grad(index, if is_f32 { 0x7fff_ffff } else { 0x7fff });
+    }
+
+    /// The same bits everywhere in a gradient, at the same addresses.
+    pub(crate) fn overwrite_grad(&mut self, index: usize, bits: u32) {
         let Tensor { shape, grad: (host, gpu), .. } = &mut self.tensors[index];
-        let bits = if shape.grad == Dtype::F32 { 0x7fff_ffff } else { 0x7fff };
         *host = Host::from_bits(shape.grad, vec![bits; host.bits().len()]);
         copy(host, gpu, &self.stream);
     }

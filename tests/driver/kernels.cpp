@@ -33,8 +33,10 @@ static void one_block_a_chunk(const Arguments& arguments, const emulated::Geomet
 const emulated::Kernel emulated::kernels[] = {
     CHECKED_KERNEL(adamw_f32, one_block_a_chunk),
     CHECKED_KERNEL(adamw_mixed, one_block_a_chunk),
+    CHECKED_KERNEL(adamw_full, one_block_a_chunk),
     CHECKED_KERNEL(grad_norm, one_block_a_chunk),
     KERNEL(finalize),
+    KERNEL(collect),
     CHECKED_KERNEL(accumulate, one_block_a_chunk),
     KERNEL(probe_copy),
     KERNEL(probe_sum),
