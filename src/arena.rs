@@ -8,7 +8,7 @@ pub(crate) enum Arena {
     /// Every access goes through the address that was exposed when it was made.
     Host(Vec<f32>),
     #[cfg(feature = "cuda")]
-    Cuda(crate::cuda::Table<f32>),
+    Cuda(crate::cuda_table::Table<f32>),
 }
 
 impl Arena {

@@ -31,10 +31,15 @@ pub(crate) fn firsts(chunks: &[Chunk], tensors: usize) -> Vec<u32> {
 }
 
 /// Of each tensor, from its chunks' `sums`.
-pub(crate) fn collect(rows: &[TensorRow], scalars: &[StepScalars], firsts: &[u32], sums: &[Sums]) -> Vec<TensorSums> {
+pub(crate) fn collect<'a>(
+    rows: &'a [TensorRow],
+    scalars: &'a [StepScalars],
+    firsts: &'a [u32],
+    sums: &'a [Sums],
+) -> impl Iterator<Item = TensorSums> + 'a {
     let range = |ends: &[u32]| ends[0] as usize..ends[1] as usize;
-    let of_tensor = |(row, ends)| TensorSums { flags: flags_of(row, scalars), ..of_chunks(&sums[range(ends)]) };
-    rows.iter().zip(firsts.windows(2)).map(of_tensor).collect()
+    let of_tensor = move |(row, ends)| TensorSums { flags: flags_of(row, scalars), ..of_chunks(&sums[range(ends)]) };
+    rows.iter().zip(firsts.windows(2)).map(of_tensor)
 }
 
 /// Of one tensor; thread `k` of a GPU adds every 256th, from the k-th on.

@@ -58,20 +58,11 @@ impl Tables {
     }
 }
 
-/// A step with a control.
-#[derive(Debug)]
-pub(crate) struct Controlled {
-    pub(crate) control: Control,
-    pub(crate) classes: Classes,
-    /// Of the classes, those that are new in this step: `(old, new)`.
-    pub(crate) split: Vec<(u32, u32)>,
-    pub(crate) grad_scale: f64,
-}
-
 /// The tables in host memory.
 #[derive(Debug)]
 pub(crate) struct HostControl {
     tables: Tables,
+    classes: Vec<Class>,
     squares: Vec<Squares>,
     bad_tensors: Vec<u32>,
     scalars: Vec<StepScalars>,
@@ -84,7 +75,7 @@ impl HostControl {
         let chunks = tables.chunks.len();
         let squares = vec![Squares::default(); if tables.norm { chunks } else { 0 }];
         let sums = vec![Sums::default(); if tables.full.is_some() { chunks } else { 0 }];
-        Self { tables, squares, bad_tensors: Vec::new(), scalars: Vec::new(), sums, record: None }
+        Self { tables, classes: Vec::new(), squares, bad_tensors: Vec::new(), scalars: Vec::new(), sums, record: None }
     }
 
     pub(crate) fn set_hypers(&mut self, hypers: Vec<Hyper>) {
@@ -103,13 +94,25 @@ impl HostControl {
         self.record.clone()
     }
 
+    pub(crate) fn set_classes(&mut self, classes: &Classes, split: &[(u32, u32)]) {
+        split.iter().for_each(|&(old, _new)| self.tables.counts.push(self.tables.counts[old as usize]));
+        self.classes.clone_from(&classes.list);
+    }
+
     /// Norm, decision, update; and what was measured.
     ///
     /// # Safety
     /// As for [`full::run`], with gradients among what is written if the control zeroes them; but for the scalars.
-    pub(crate) unsafe fn step(&mut self, simd: Simd, chunks: &[Chunk], step: &Controlled, rows: &[TensorRow]) {
+    pub(crate) unsafe fn step(
+        &mut self,
+        simd: Simd,
+        chunks: &[Chunk],
+        control: &Control,
+        grad_scale: f64,
+        rows: &[TensorRow],
+    ) {
         // SAFETY: the caller's promise.
-        unsafe { self.prepare(simd, step, rows) };
+        unsafe { self.prepare(simd, control, grad_scale, rows) };
         let Self { tables, scalars, sums, .. } = self;
         let Some(f) = tables.full else {
             // SAFETY: the caller's promise; there are scalars for every class.
@@ -118,8 +121,10 @@ impl HostControl {
         // SAFETY: the caller's promise; scalars for every class, and as many sums as chunks.
         unsafe { full::run(simd, &tables.chunks, rows, scalars, &f, sums) };
         if f.flags & full_flags::METRICS != 0 {
-            let sums = collect(rows, scalars, &tables.firsts, sums);
-            self.record = Some(Record { state: tables.state, sums, dropped: 0 });
+            let mut last = self.record.take().map_or_else(Vec::new, |record| record.sums); // its memory
+            last.clear();
+            last.extend(collect(rows, scalars, &tables.firsts, sums));
+            self.record = Some(Record { state: tables.state, sums: last, dropped: 0 });
         }
     }
 
@@ -127,24 +132,21 @@ impl HostControl {
     ///
     /// # Safety
     /// As for [`crate::cpu::run`], for the gradients alone.
-    unsafe fn prepare(&mut self, simd: Simd, step: &Controlled, rows: &[TensorRow]) {
-        let Self { tables, squares, bad_tensors, .. } = self;
-        let Controlled { control, classes, split, grad_scale } = step;
-        // Classes that were split begin with the counts of those they were part of.
-        split.iter().for_each(|&(old, _new)| tables.counts.push(tables.counts[old as usize]));
+    unsafe fn prepare(&mut self, simd: Simd, control: &Control, grad_scale: f64, rows: &[TensorRow]) {
+        let Self { tables, classes, squares, bad_tensors, .. } = self;
         let chunks = if tables.norm { &tables.chunks[..] } else { &[] };
         // SAFETY: the caller's promise; as many squares as chunks.
         unsafe { norm::of_chunks(simd, chunks, rows, squares) };
         let params = control.params(0);
         if params.flags & control_flags::SKIP_TENSOR != 0 {
-            mark_bad_tensors(bad_tensors, classes.list.len(), chunks, squares);
+            mark_bad_tensors(bad_tensors, classes.len(), chunks, squares);
         }
         let sum = norm::total(squares, chunks, bad_tensors);
         let non_finite = squares.iter().map(|squares| u64::from(squares.non_finite)).sum();
         let listed = control.schedule.listed(tables.state.applied);
-        decide(&params, sum, non_finite, listed, *grad_scale, &mut tables.state);
-        self.scalars.resize(classes.list.len(), StepScalars::default());
-        (0..classes.list.len()).for_each(|i| self.advance(i, classes.list[i]));
+        decide(&params, sum, non_finite, listed, grad_scale, &mut tables.state);
+        self.scalars.resize(self.classes.len(), StepScalars::default());
+        (0..self.classes.len()).for_each(|i| self.advance(i, self.classes[i]));
     }
 
     /// The step count and the scalars of one class.

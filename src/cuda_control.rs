@@ -6,7 +6,9 @@
 use crate::classes::Classes;
 use crate::control::Control;
 use crate::controller::Tables;
-use crate::cuda::{BLOCK, CudaDevice, Table, describe, refuse_capture, while_doing};
+use crate::cuda::BLOCK;
+use crate::cuda_device::{CudaDevice, describe};
+use crate::cuda_table::{Table, refuse_capture, while_doing};
 use crate::cuda_full::CudaFull;
 use crate::error::{Error, Result};
 use crate::metrics::Record;
@@ -129,9 +131,6 @@ impl CudaControl {
 
     /// The classes of the step; those that were split begin with the counts of those they were part of.
     pub(crate) fn set_classes(&mut self, classes: &Classes, split: &[(u32, u32)]) -> Result<()> {
-        if classes.list == self.uploaded {
-            return Ok(());
-        }
         refuse_capture(&self.device.stream)?;
         let doing = "split the step counts";
         split.iter().try_for_each(|&(old, new)| self.counters.copy_within(old as usize, new as usize, doing))?;

@@ -6,8 +6,10 @@
 //! reader who sends it, and reads it next time. Everything is on one stream: no record changes while it is copied.
 
 use crate::controller::Tables;
-use crate::cuda::{BLOCK, CudaDevice, Table, is_capturing, while_doing};
+use crate::cuda::BLOCK;
 use crate::cuda_control::count;
+use crate::cuda_device::CudaDevice;
+use crate::cuda_table::{Table, is_capturing, while_doing};
 use crate::error::Result;
 use crate::metrics::Record;
 use crate::table::{CollectTables, ControlState, FullParams, Sums, TensorSums, full_flags};

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
-use crate::cuda::CudaDevice;
+use crate::cuda_device::CudaDevice;
 #[cfg(feature = "cuda")]
 use cudarc::driver::CudaStream;
 
@@ -119,7 +119,7 @@ impl Device {
     /// [`Device::cuda`].
     #[cfg(feature = "cuda")]
     pub fn cuda_at(ordinal: usize) -> Result<Self> {
-        Self::cuda(&crate::cuda::stream_of(ordinal)?)
+        Self::cuda(&crate::cuda_device::stream_of(ordinal)?)
     }
 
     /// The stream of a GPU; `None` for the CPU.
@@ -149,7 +149,7 @@ impl Device {
     pub(crate) fn refuse_capture(&self) -> Result<()> {
         #[cfg(feature = "cuda")]
         if let Kind::Cuda(device) = &self.0
-            && crate::cuda::is_capturing(&device.stream)?
+            && crate::cuda_table::is_capturing(&device.stream)?
         {
             return Err(crate::Error::Captured);
         }
@@ -161,7 +161,7 @@ impl Device {
         match &self.0 {
             Kind::Cpu(..) => HOST.into(),
             #[cfg(feature = "cuda")]
-            Kind::Cuda(device) => crate::cuda::describe(device.stream.context()),
+            Kind::Cuda(device) => crate::cuda_device::describe(device.stream.context()),
         }
     }
 }
@@ -213,7 +213,7 @@ impl<'a> Guards<'a> {
             #[cfg(feature = "cuda")]
             (Kind::Cuda(_), Place::Host(..)) => Err(HOST.into()),
             #[cfg(feature = "cuda")]
-            (Kind::Cpu(..), Place::Cuda(view)) => Err(crate::cuda::describe(view.context())),
+            (Kind::Cpu(..), Place::Cuda(view)) => Err(crate::cuda_device::describe(view.context())),
         }
     }
 

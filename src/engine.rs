@@ -1,8 +1,9 @@
 //! The plan of one optimizer and the device that walks it.
 
 use crate::accumulate;
+use crate::classes::Classes;
 use crate::control::Control;
-use crate::controller::{Controlled, HostControl, Tables};
+use crate::controller::{HostControl, Tables};
 use crate::cpu;
 use crate::device::{Device, Kind};
 use crate::error::Result;
@@ -13,18 +14,18 @@ use crate::table::{Chunk, ControlState, Hyper, StepScalars, SumRow, TensorRow};
 
 #[cfg(feature = "cuda")]
 use {
-    crate::{Error, cuda::Launcher, cuda::describe, cuda_control::CudaControl, device::HOST, plan::gpu_chunk_len},
+    crate::{Error, cuda::Launcher, cuda_control::CudaControl, cuda_device::describe, device::HOST, plan::gpu_chunk_len},
     cudarc::driver::CudaSlice,
     std::sync::Arc,
 };
 
-/// What a step's rows index.
-#[derive(Debug)]
-pub(crate) enum Work {
-    /// Scalars from the host; none, if there is nothing to do.
-    Plain(Vec<StepScalars>),
-    /// Scalars that the device makes, one for each class.
-    Controlled(Box<Controlled>),
+/// What a step's rows index: scalars, one for each class.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Work<'a> {
+    /// From the host.
+    Plain(&'a [StepScalars]),
+    /// That the device makes.
+    Controlled { control: &'a Control, grad_scale: f64 },
 }
 
 /// What walks the plan, and with a control, what decides before.
@@ -52,26 +53,44 @@ impl Engine {
     /// # Safety
     /// As for [`cpu::run`]; on a GPU as for [`Launcher::run`]. The rows index their scalars as `work` says, and with a
     /// control that zeroes gradients, these are among what is written.
-    pub(crate) unsafe fn run(&mut self, rows: &[TensorRow], work: &Work) -> Result<()> {
+    pub(crate) unsafe fn run(&mut self, rows: &[TensorRow], work: Work<'_>) -> Result<()> {
         match (self, work) {
-            (_, Work::Plain(scalars)) if scalars.is_empty() => {}
             (Self::Cpu(simd, chunks, _), Work::Plain(scalars)) => {
                 // SAFETY: the caller's promise; a `Simd` in a device is available.
                 unsafe { cpu::run(*simd, chunks, rows, scalars) };
             }
-            (Self::Cpu(simd, chunks, Some(control)), Work::Controlled(step)) => {
+            (Self::Cpu(simd, chunks, Some(host)), Work::Controlled { control, grad_scale }) => {
                 // SAFETY: the caller's promise; a `Simd` in a device is available.
-                unsafe { control.step(*simd, chunks, step, rows) };
+                unsafe { host.step(*simd, chunks, control, grad_scale, rows) };
             }
             #[cfg(feature = "cuda")]
             // SAFETY: the caller's promise.
             (Self::Cuda(launcher, _), Work::Plain(scalars)) => unsafe { launcher.run(rows, scalars)? },
             #[cfg(feature = "cuda")]
-            (Self::Cuda(launcher, Some(control)), Work::Controlled(step)) => {
-                control.set_classes(&step.classes, &step.split)?;
-                // SAFETY: the caller's promise; there are scalars for every class.
-                unsafe { launcher.run_controlled(control, rows, step.grad_scale)? };
-            }
+            // SAFETY: the caller's promise; there are scalars for every class.
+            (Self::Cuda(launcher, Some(on_gpu)), Work::Controlled { grad_scale, .. }) => unsafe {
+                launcher.run_controlled(on_gpu, rows, grad_scale)?;
+            },
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The rows are other ones from now on.
+    pub(crate) fn forget_rows(&mut self) {
+        #[cfg(feature = "cuda")]
+        if let Self::Cuda(launcher, _) = self {
+            launcher.forget_rows();
+        }
+    }
+
+    /// With a control: the classes from now on. Those that were split, `(old, new)`, begin with the counts of those they
+    /// were part of.
+    pub(crate) fn set_classes(&mut self, classes: &Classes, split: &[(u32, u32)]) -> Result<()> {
+        match self {
+            Self::Cpu(_, _, Some(control)) => control.set_classes(classes, split),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_, Some(control)) => control.set_classes(classes, split)?,
             _ => {}
         }
         Ok(())

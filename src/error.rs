@@ -339,6 +339,10 @@ pub enum Error {
     #[cfg(feature = "cuda")]
     #[error("the stream is being captured: that takes allow_capture, and set_control")]
     Captured,
+    /// A prepared step without [`AdamW::prepare`](crate::AdamW::prepare), or after what ends it: a step with other tensors, a
+    /// new control.
+    #[error("no step is prepared: prepare first, and again after a step with other tensors or set_control")]
+    NotPrepared,
     /// What takes a control, without one.
     #[error("there is no control: set_control first")]
     NoControl,

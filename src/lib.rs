@@ -53,7 +53,8 @@
 //! | `cpu.rs`, `simd.rs` | walks the plan on the CPU | beside `cuda/adamw.cu`, `cuda/vec.cuh` |
 //! | `full.rs` | the update that clamps, zeroes and measures as well | `cuda/full.cuh` |
 //! | `collect.rs`, `metrics.rs` | what was measured, by chunk, by tensor, and as the user reads it | `cuda/collect.cuh` |
-//! | `cuda.rs`, `cuda_view.rs` | loads the PTX, uploads what changed, launches | beside `cuda/adamw.cu` |
+//! | `cuda_device.rs`, `cuda_view.rs`, `cuda_table.rs` | loads the PTX; tensors on a GPU; memory of the optimizer's own there | |
+//! | `cuda.rs` | uploads what changed, launches | beside `cuda/adamw.cu` |
 //! | `cuda_full.rs` | that update on a GPU, and its record's way to the host | |
 //! | `device.rs`, `engine.rs` | where a step runs; the plan and the device that walks it | |
 //! | `optimizer.rs`, `optimizer/` | the public [`AdamW`]: check, describe, launch, count; its control; its sums | |
@@ -92,7 +93,11 @@ mod cuda;
 #[cfg(feature = "cuda")]
 mod cuda_control;
 #[cfg(feature = "cuda")]
+mod cuda_device;
+#[cfg(feature = "cuda")]
 mod cuda_full;
+#[cfg(feature = "cuda")]
+mod cuda_table;
 #[cfg(feature = "cuda")]
 mod cuda_view;
 mod decide;
@@ -132,11 +137,11 @@ pub use cudarc;
 /// The kernels of this build, for the tests.
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
-pub const PTX: &str = cuda::PTX;
+pub const PTX: &str = cuda_device::PTX;
 /// The committed kernels, for the tests.
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
-pub const PTX_COMMITTED: &str = cuda::PTX_COMMITTED;
+pub const PTX_COMMITTED: &str = cuda_device::PTX_COMMITTED;
 
 /// The README's examples, as tests.
 #[cfg(all(doctest, feature = "cuda"))]

@@ -1,22 +1,21 @@
-//! The public optimizer: check, plan, launch, count. The counts move last.
+//! The public optimizer: made, read, and told its hyper-parameters. Its step: `optimizer/step.rs`.
 
-use crate::arena::{Arena, Layout, Slot};
+use crate::arena::{Arena, Slot};
 use crate::classes::Classes;
-use crate::config::{AdamWConfig, StepOptions, TensorSpec};
+use crate::config::{AdamWConfig, TensorSpec};
 use crate::control::Control;
-use crate::controller::Controlled;
-use crate::device::{Device, Guards};
-use crate::engine::{Engine, Work};
+use crate::device::Device;
+use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::overlap;
 use crate::register::{Tensor, check_specs, lay_out};
-use crate::rows::Scalars;
 use crate::table::{StepScalars, TensorRow, row_flags};
-use crate::tensor::{Dtype, Pair};
+use crate::tensor::Dtype;
 use accumulate::Sums;
+use step::Todo;
 
 mod accumulate;
 mod control;
+mod step;
 
 /// AdamW over a list of tensors: registered once by their lengths, stepped all together by one call.
 ///
@@ -44,12 +43,21 @@ pub struct AdamW {
     groups: Vec<AdamWConfig>,
     tensors: Vec<Tensor>,
     arenas: Vec<Arena>,
-    /// Of the last step, checked for overlaps; and room for the next.
+    /// Of the last step, or prepared for the next: checked, and indexed by class. And room for others.
     rows: Vec<TensorRow>,
     next_rows: Vec<TensorRow>,
+    /// The tensors have not been told of a step with `rows`.
+    is_new: bool,
+    todo: Todo,
+    /// `rows` may be stepped again as they are.
+    prepared: bool,
     engine: Engine,
-    /// With it, step counts are the engine's, by class.
-    control: Option<(Control, Classes)>,
+    /// Tensors by their step counts; and these, but with a control, where they are the engine's.
+    classes: Classes,
+    counts: Vec<u64>,
+    /// Of the last step, by class.
+    scalars: Vec<StepScalars>,
+    control: Option<Control>,
     sums: Option<Sums>,
     may_be_captured: bool,
 }
@@ -125,6 +133,8 @@ impl AdamW {
         let specs: Vec<TensorSpec> = tensors.into_iter().map(Into::into).collect();
         let lens = check_specs(&specs, groups.len())?;
         let (tensors, layout) = lay_out(&specs, groups);
+        let none = vec![0; tensors.len()];
+        let (classes, counts) = Classes::fewest(&tensors, &none, &vec![false; tensors.len()]);
         Ok(Self {
             arenas: vec![device.alloc(layout.len)?],
             engine: Engine::new(device, lens)?,
@@ -133,159 +143,16 @@ impl AdamW {
             tensors,
             rows: Vec::new(),
             next_rows: Vec::new(),
+            is_new: false,
+            todo: Todo::Nothing,
+            prepared: false,
+            classes,
+            counts,
+            scalars: Vec::new(),
             control: None,
             sums: None,
             may_be_captured: false,
         })
-    }
-
-    /// Steps every tensor that has a gradient: one launch on a GPU, one walk over all elements on the CPU.
-    ///
-    /// `pairs` are in the registered order: `(parameter, gradient)`, `(parameter, Option<gradient>)`, or [`Pair`]s.
-    /// A GPU's work is enqueued on the device's stream, not waited for. When dtypes, addresses, and which tensors have a
-    /// gradient are as in the step before, nothing is copied to the GPU. (The table is copied once more in the second
-    /// step of a 16-bit parameter, which is the first to read its master; and the scalars, a few KB, in every step with
-    /// more than 112 different pairs of group and step count.)
-    ///
-    /// Into a CUDA graph a step is captured after `AdamW::allow_capture`.
-    ///
-    /// ```
-    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
-    /// # let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [2, 1])?;
-    /// let (mut w, mut b) = (vec![1.0_f32; 2], vec![1.0_f32]);
-    /// let grads = [Some(vec![0.5_f32; 2]), None]; // `b` had no part in the loss
-    /// opt.step([&mut w, &mut b].into_iter().zip(grads.iter().map(Option::as_ref)))?;
-    /// assert_eq!((opt.state(0)?.step, opt.state(1)?.step, b), (1, 0, vec![1.0]));
-    /// # Ok::<(), fused_adamw::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::TensorCount`], [`Error::Length`], [`Error::Dtype`], [`Error::WrongDevice`], [`Error::NullPointer`],
-    /// [`Error::Misaligned`], [`Error::Overlap`], [`Error::SharedGrad`] for tensors that do not fit;
-    /// [`Error::OutOfMemory`] for the master of a 16-bit parameter seen for the first time; of a GPU `Error::Capturing`,
-    /// `Error::Captured`, `Error::Driver`. Nothing has changed then. The exception is `Error::NotRecorded`.
-    pub fn step<'a, I>(&mut self, pairs: I) -> Result<()>
-    where
-        I: IntoIterator,
-        I::Item: Into<Pair<'a>>,
-    {
-        self.step_with(StepOptions::default(), pairs)
-    }
-
-    /// [`AdamW::step`] with [`StepOptions`].
-    ///
-    /// ```
-    /// # use fused_adamw::{AdamW, AdamWConfig, Device, StepOptions};
-    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
-    /// opt.step_with(StepOptions { grad_scale: 0.5 }, [(&mut [1.0_f32], &[4.0_f32])])?;
-    /// assert_eq!(opt.state(0)?.m, [0.2]);
-    /// # Ok::<(), fused_adamw::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As for [`AdamW::step`]; [`Error::GradScale`].
-    pub fn step_with<'a, I>(&mut self, options: StepOptions, pairs: I) -> Result<()>
-    where
-        I: IntoIterator,
-        I::Item: Into<Pair<'a>>,
-    {
-        let pairs: Vec<Pair<'a>> = pairs.into_iter().map(Into::into).collect();
-        self.enqueue(options, pairs)
-    }
-
-    fn enqueue(&mut self, options: StepOptions, pairs: Vec<Pair<'_>>) -> Result<()> {
-        options.check()?;
-        self.check_pairs(&pairs)?;
-        let has_grad: Vec<bool> = pairs.iter().map(|pair| pair.grad.0.is_some()).collect();
-        if pairs.iter().any(|pair| pair.grad.0.as_ref().is_some_and(|grad| grad.len > 0)) {
-            self.refuse_capture()?;
-        }
-        self.add_masters(&pairs)?;
-        let dtypes: Vec<Dtype> = pairs.iter().map(|pair| pair.param.0.dtype).collect();
-        let (device, mut guards) = (self.device.clone(), Guards::default());
-        self.describe(pairs, &device, &mut guards)?;
-        let work = self.index_scalars(options.grad_scale, &has_grad);
-        if self.next_rows != self.rows {
-            overlap::check(&self.next_rows, &self.tensors, self.zeroes_grads())?;
-        }
-        // SAFETY: every row was made from a pair of the registered length (`check_pairs`), whose parameter is
-        // borrowed mutably and whose gradient is borrowed for as long as this function runs, or which the
-        // caller of `Pair::from_raw` or `allow_capture` vouches for; gradients that are written are borrowed mutably, too
-        // (`Tensor::check`). It lies on this device, aligned (`Tensor::row`); what is written overlaps nothing
-        // (`overlap::check`, of these rows and this control, now or before). The state's
-        // slots are the optimizer's own, disjoint, and long enough (`Layout`). The engine's chunks were made from the
-        // registered lengths; scalar indices come with `work`. The guards are held until after the launch.
-        unsafe { self.engine.run(&self.next_rows, &work)? };
-        self.applied(work, &dtypes);
-        guards.finish(&device)
-    }
-
-    fn check_pairs(&self, pairs: &[Pair<'_>]) -> Result<()> {
-        if pairs.len() != self.tensors.len() {
-            return Err(Error::TensorCount { expected: self.tensors.len(), actual: pairs.len() });
-        }
-        let zero_grad = self.zeroes_grads();
-        self.tensors.iter().zip(pairs).try_for_each(|(tensor, pair)| tensor.check(pair, zero_grad))
-    }
-
-    fn zeroes_grads(&self) -> bool {
-        self.control.as_ref().is_some_and(|(control, _)| control.zero_grad)
-    }
-
-    /// Memory for the masters of 16-bit parameters that have none: one more arena.
-    fn add_masters(&mut self, pairs: &[Pair<'_>]) -> Result<()> {
-        let narrow = |pair: &Pair<'_>| pair.param.0.dtype.is_narrow() && pair.grad.0.is_some();
-        let mut layout = Layout { arena: self.arenas.len(), len: 0 };
-        let lacking = self.tensors.iter().zip(pairs).map(|(tensor, pair)| tensor.master.is_none() && narrow(pair));
-        let slots = lacking.zip(&self.tensors).enumerate().filter(|(_, (lacks, _))| *lacks);
-        let slots: Vec<_> = slots.map(|(i, (_, tensor))| (i, layout.slot(tensor.len))).collect();
-        if !slots.is_empty() {
-            self.arenas.push(self.device.alloc(layout.len)?);
-        }
-        slots.into_iter().for_each(|(i, slot)| self.tensors[i].master = Some(slot));
-        Ok(())
-    }
-
-    /// Fills `next_rows`, but for their scalars.
-    fn describe<'a>(&mut self, pairs: Vec<Pair<'a>>, device: &'a Device, guards: &mut Guards<'a>) -> Result<()> {
-        self.next_rows.clear();
-        for (tensor, pair) in self.tensors.iter().zip(pairs) {
-            self.next_rows.push(tensor.row(pair, device, &self.arenas, guards)?);
-        }
-        Ok(())
-    }
-
-    /// Gives each of `next_rows` the index of its scalars.
-    fn index_scalars(&mut self, grad_scale: f64, has_grad: &[bool]) -> Work {
-        let Some((control, classes)) = &self.control else { return Work::Plain(self.plain_scalars(grad_scale)) };
-        if !has_grad.contains(&true) {
-            return Work::Plain(Vec::new());
-        }
-        let (next, split) = classes.next(has_grad).unwrap_or_else(|| (classes.clone(), Vec::new()));
-        self.next_rows.iter_mut().zip(&next.of).for_each(|(row, &class)| row.scalars = class);
-        Work::Controlled(Box::new(Controlled { control: control.clone(), classes: next, split, grad_scale }))
-    }
-
-    fn plain_scalars(&mut self, grad_scale: f64) -> Vec<StepScalars> {
-        let mut scalars = Scalars::new(self.groups.len(), grad_scale);
-        for (tensor, row) in self.tensors.iter().zip(&mut self.next_rows) {
-            if row.flags & row_flags::HAS_GRAD != 0 && tensor.len > 0 {
-                row.scalars = scalars.index(tensor.group, tensor.step + 1, &self.groups);
-            }
-        }
-        scalars.list
-    }
-
-    fn applied(&mut self, work: Work, dtypes: &[Dtype]) {
-        std::mem::swap(&mut self.rows, &mut self.next_rows);
-        for ((tensor, row), dtype) in self.tensors.iter_mut().zip(&self.rows).zip(dtypes) {
-            if row.flags & row_flags::HAS_GRAD != 0 {
-                tensor.applied(row, *dtype);
-            }
-        }
-        if let (Some((_, classes)), Work::Controlled(step)) = (&mut self.control, work) {
-            *classes = step.classes;
-        }
     }
 
     /// A copy of a tensor's state; on a GPU this waits for the steps that were enqueued.
@@ -383,6 +250,10 @@ impl AdamW {
     /// ```
     pub fn reload_masters(&mut self) {
         self.tensors.iter_mut().for_each(|tensor| tensor.init_master = true);
+        let narrow = self.rows.iter_mut().filter(|row| row.master != 0);
+        narrow.for_each(|row| row.flags |= row_flags::INIT_MASTER);
+        self.is_new = true;
+        self.engine.forget_rows();
     }
 
     /// The parameter groups, in their order.

@@ -2,7 +2,7 @@
 
 use crate::error::{Buffer, Error, Result, Span};
 use crate::register::Tensor;
-use crate::table::{TensorRow, dtypes, row_flags};
+use crate::table::TensorRow;
 
 /// No parameter may share a byte with another parameter or with a gradient. Gradients may share with each other, unless
 /// the step zeroes them.
@@ -33,15 +33,14 @@ struct Bytes {
 }
 
 fn spans(rows: &[TensorRow], tensors: &[Tensor], buffer: Buffer) -> impl Iterator<Item = Bytes> {
-    let present = move |row: &TensorRow| buffer == Buffer::Param || row.flags & row_flags::HAS_GRAD != 0;
+    let present = move |row: &TensorRow| buffer == Buffer::Param || row.has_grad();
     let all = rows.iter().zip(tensors).enumerate();
     all.filter(move |(_, (row, tensor))| tensor.len > 0 && present(row)).map(move |(i, (row, tensor))| {
         let (start, dtype) = match buffer {
-            Buffer::Param => (row.param, row.param_dtype),
-            Buffer::Grad => (row.grad, row.grad_dtype),
+            Buffer::Param => (row.param, row.param_dtype()),
+            Buffer::Grad => (row.grad, row.grad_dtype()),
         };
-        let size = if dtype == dtypes::F32 { 4 } else { 2 };
-        Bytes { start, end: start + size * tensor.len as u64, tensor: i, buffer }
+        Bytes { start, end: start + (dtype.size() * tensor.len) as u64, tensor: i, buffer }
     })
 }
 

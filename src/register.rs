@@ -14,8 +14,6 @@ pub(crate) struct Tensor {
     pub(crate) group: usize,
     /// Of its parameter; `None` until the first step if it was not registered with one.
     pub(crate) dtype: Option<Dtype>,
-    /// Steps applied; with a control, before it.
-    pub(crate) step: u64,
     /// It has had a step, applied or not: its state lies where it lies.
     pub(crate) started: bool,
     pub(crate) m: Slot,
@@ -61,7 +59,6 @@ pub(crate) fn lay_out(specs: &[TensorSpec], groups: &[AdamWConfig]) -> (Vec<Tens
         len: spec.len,
         group: spec.group,
         dtype: spec.dtype,
-        step: 0,
         started: false,
         m: m[i],
         v: v[i],

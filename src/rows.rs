@@ -1,14 +1,11 @@
-//! From the pairs of a step to rows of the table: every check of a single tensor, and its scalars.
+//! From the pairs of a step to rows of the table: every check of a single tensor.
 
 use crate::arena::{Arena, PHASES, Slot};
-use crate::config::AdamWConfig;
 use crate::device::{Device, Guards};
 use crate::error::{Buffer, Error, Result};
 use crate::register::Tensor;
-use crate::scalars::step_scalars;
-use crate::table::{StepScalars, SumRow, TensorRow, row_flags};
+use crate::table::{SumRow, TensorRow, row_flags};
 use crate::tensor::{Dtype, Elements, Grad, GradView, Pair};
-use std::collections::HashMap;
 
 impl Tensor {
     fn expect<V>(&self, buffer: Buffer, given: &Elements<V>) -> Result<()> {
@@ -70,7 +67,7 @@ impl Tensor {
         let address = guards.address(device, grad.place);
         let address = self.address(Buffer::Grad, grad.dtype, device, address)?;
         let row = TensorRow { grad: address, grad_dtype: grad.dtype.code(), flags: row_flags::HAS_GRAD, ..row };
-        Ok(self.with_state(row, param_dtype, grad.dtype, arenas))
+        Ok(self.with_state(row, arenas))
     }
 
     fn address(&self, buffer: Buffer, dtype: Dtype, device: &Device, found: Result<u64, String>) -> Result<u64> {
@@ -89,7 +86,9 @@ impl Tensor {
         Ok(address)
     }
 
-    fn with_state(&self, row: TensorRow, param: Dtype, grad: Dtype, arenas: &[Arena]) -> TensorRow {
+    /// Of a row with parameter and gradient.
+    pub(crate) fn with_state(&self, row: TensorRow, arenas: &[Arena]) -> TensorRow {
+        let (param, grad) = (row.param_dtype(), row.grad_dtype());
         let phase = self.phase_for(row.param, param);
         let at = |slot: Slot| arenas[slot.arena].address() + 4 * (slot.offset + phase) as u64;
         let head = (PHASES - phase) % PHASES;
@@ -120,40 +119,25 @@ impl Tensor {
     }
 
     /// The step that `row` describes has been launched.
-    pub(crate) fn applied(&mut self, row: &TensorRow, dtype: Dtype) {
+    pub(crate) fn stepped(&mut self, row: &TensorRow) {
+        let dtype = row.param_dtype();
         self.phase = self.phase_for(row.param, dtype);
         self.dtype = Some(dtype);
         self.init_master = false;
         self.started = true;
-        self.step += 1;
     }
 }
 
-/// The scalars of a step: one set for every pair of group and step count that occurs.
-#[derive(Debug)]
-pub(crate) struct Scalars {
-    grad_scale: f64,
-    pub(crate) list: Vec<StepScalars>,
-    /// By group, the step count seen last and its index: nearly always the one asked for.
-    latest: Vec<(u64, u32)>,
-    indices: HashMap<(usize, u64), u32>,
-}
-
-impl Scalars {
-    pub(crate) fn new(groups: usize, grad_scale: f64) -> Self {
-        Self { grad_scale, list: Vec::new(), latest: vec![(0, 0); groups], indices: HashMap::new() }
+impl TensorRow {
+    pub(crate) fn has_grad(&self) -> bool {
+        self.flags & row_flags::HAS_GRAD != 0
     }
 
-    /// The index of the scalars of step `t` (from 1) of a group.
-    pub(crate) fn index(&mut self, group: usize, t: u64, configs: &[AdamWConfig]) -> u32 {
-        if self.latest[group].0 != t {
-            let Self { list, indices, grad_scale, .. } = self;
-            let index = *indices.entry((group, t)).or_insert_with(|| {
-                list.push(step_scalars(&configs[group].hyper(), t, *grad_scale));
-                u32::try_from(list.len() - 1).unwrap_or(u32::MAX) // fewer than tensors, which a u32 counts
-            });
-            self.latest[group] = (t, index);
-        }
-        self.latest[group].1
+    pub(crate) fn param_dtype(&self) -> Dtype {
+        Dtype::of_code(self.param_dtype)
+    }
+
+    pub(crate) fn grad_dtype(&self) -> Dtype {
+        Dtype::of_code(self.grad_dtype)
     }
 }

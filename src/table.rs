@@ -259,7 +259,7 @@ pub(crate) struct ControlState {
 const _: () = assert!(size_of::<ControlState>() == 120);
 
 /// Tensors of one group that have had their gradients in the same steps so far, and so have one step count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub(crate) struct Class {
     /// Index of the group.

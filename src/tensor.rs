@@ -55,6 +55,14 @@ impl Dtype {
         self.size() < Self::F32.size()
     }
 
+    pub(crate) const fn of_code(code: u8) -> Self {
+        match code {
+            dtypes::F32 => Self::F32,
+            dtypes::F16 => Self::F16,
+            _ => Self::BF16,
+        }
+    }
+
     /// As the tables write it.
     pub(crate) const fn code(self) -> u8 {
         match self {

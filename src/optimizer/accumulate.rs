@@ -13,6 +13,7 @@ use crate::tensor::{Dtype, Elements, Grad, Pair, Param, Place};
 pub(super) struct Sums {
     arena: Arena,
     slots: Vec<Slot>,
+    lens: Vec<usize>,
     /// Whether a gradient has been added since the last step.
     pending: Vec<bool>,
 }
@@ -20,6 +21,13 @@ pub(super) struct Sums {
 impl Sums {
     fn address(&self, i: usize) -> u64 {
         self.arena.address() + 4 * self.slots[i].offset as u64
+    }
+
+    /// The sum of tensor `i`, if there is such a tensor and anything has been added to it.
+    fn grad<'a>(&self, i: usize) -> Grad<'a> {
+        let sum = || Place::Raw(self.address(i));
+        let pending = self.pending.get(i).is_some_and(|&pending| pending);
+        Grad(pending.then(|| Elements { place: sum(), dtype: Dtype::F32, len: self.lens[i], writable: true }))
     }
 }
 
@@ -92,8 +100,9 @@ impl AdamW {
 
     fn new_sums(&self) -> Result<Sums> {
         let mut layout = Layout::default();
-        let slots = self.tensors.iter().map(|tensor| layout.slot(tensor.len)).collect();
-        Ok(Sums { arena: self.device.alloc(layout.len)?, slots, pending: vec![false; self.tensors.len()] })
+        let lens: Vec<usize> = self.tensors.iter().map(|tensor| tensor.len).collect();
+        let slots = lens.iter().map(|&len| layout.slot(len)).collect();
+        Ok(Sums { arena: self.device.alloc(layout.len)?, slots, lens, pending: vec![false; self.tensors.len()] })
     }
 
     /// A step by the sums of [`AdamW::accumulate`]. A tensor that nothing has been added to since the last step has no
@@ -116,18 +125,11 @@ impl AdamW {
         I: IntoIterator,
         I::Item: Into<Param<'a>>,
     {
-        let sum = |i: usize| {
-            let sums = self.sums.as_ref().filter(|sums| sums.pending[i])?;
-            let (place, len) = (Place::Raw(sums.address(i)), self.tensors[i].len);
-            Some(Elements { place, dtype: Dtype::F32, len, writable: true })
-        };
-        let params: Vec<Param<'a>> = params.into_iter().map(Into::into).collect();
-        if params.len() != self.tensors.len() {
-            return Err(Error::TensorCount { expected: self.tensors.len(), actual: params.len() });
-        }
-        let pairs = params.into_iter().enumerate().map(|(i, param)| Pair { param, grad: Grad(sum(i)) });
-        let pairs = pairs.collect();
-        let result = self.enqueue(options, pairs);
+        let sums = self.sums.take();
+        let grad = |i| sums.as_ref().map_or(Grad(None), |sums| sums.grad(i));
+        let pairs = params.into_iter().enumerate().map(|(i, param)| Pair { param: param.into(), grad: grad(i) });
+        let result = self.step_with(options, pairs);
+        self.sums = sums;
         if was_applied(&result) {
             self.sums.iter_mut().for_each(|sums| sums.pending.fill(false));
         }

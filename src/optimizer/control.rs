@@ -6,7 +6,6 @@ use crate::control::{Control, NonFinite, Status};
 use crate::controller::Tables;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
-use crate::register::Tensor;
 
 #[cfg(feature = "cuda")]
 use {cudarc::driver::CudaSlice, std::sync::Arc};
@@ -33,30 +32,26 @@ impl AdamW {
     pub fn set_control(&mut self, control: Option<Control>) -> Result<()> {
         control.iter().try_for_each(Control::check)?;
         let steps = self.steps()?;
-        let before = self.control.as_ref().map(|(control, _)| control).zip(self.engine.control_state()?);
+        let before = self.control.as_ref().zip(self.engine.control_state()?);
         let lens = self.tensors.iter().map(|tensor| tensor.len as u64).collect();
-        let next = control.map(|control| {
-            let (classes, counts) = Classes::new(&self.tensors, &steps, control.non_finite == NonFinite::SkipTensor);
-            let tables = Tables::new(&control, lens, &self.groups, counts, before);
-            (control, classes, tables)
-        });
-        let (control, tables) = next.map(|(control, classes, tables)| ((control, classes), tables)).unzip();
-        let with_tables = control.as_ref().map(|(control, _)| control).zip(tables);
+        let apart = control.as_ref().is_some_and(|control| control.non_finite == NonFinite::SkipTensor);
+        let (classes, counts) = match apart {
+            true => Classes::apart(&self.tensors, &steps),
+            false => Classes::fewest(&self.tensors, &steps, &vec![false; self.tensors.len()]),
+        };
+        let tables = |control| Tables::new(control, lens, &self.groups, counts.clone(), before);
+        let with_tables = control.as_ref().map(|control| (control, tables(control)));
         self.engine.set_control(with_tables, self.tensors.len())?;
-        self.tensors.iter_mut().zip(steps).for_each(|(tensor, step)| tensor.step = step);
-        self.control = control;
-        self.rows.clear(); // the next step's are checked: this control may write other memory than the last
+        (self.control, self.classes, self.counts) = (control, classes, counts);
+        self.forget_rows(); // the next step's are checked: this control may write other memory than the last
         Ok(())
     }
 
     /// The step counts of all tensors.
     pub(super) fn steps(&self) -> Result<Vec<u64>> {
-        let counted = self.engine.counts()?.zip(self.control.as_ref());
-        let of = |i: usize, tensor: &Tensor| match &counted {
-            Some((counts, (_, classes))) => counts[classes.of[i] as usize],
-            None => tensor.step,
-        };
-        Ok(self.tensors.iter().enumerate().map(|(i, tensor)| of(i, tensor)).collect())
+        let counts = self.engine.counts()?;
+        let counts = counts.as_ref().unwrap_or(&self.counts);
+        Ok(self.classes.of.iter().map(|&class| counts[class as usize]).collect())
     }
 
     /// What the control has come to; `None` without one. On a GPU this waits for the steps that were enqueued.
@@ -116,7 +111,7 @@ impl AdamW {
     /// # Errors
     /// [`Error::Skipped`]; on a GPU `Error::Driver`.
     pub fn poll(&self) -> Result<()> {
-        let Some((control, _)) = &self.control else { return Ok(()) };
+        let Some(control) = &self.control else { return Ok(()) };
         let limit = if control.non_finite == NonFinite::Error { Some(0) } else { control.max_skipped };
         match (self.status()?, limit) {
             (Some(Status { skipped_running, non_finite, grad_norm, .. }), Some(limit)) if skipped_running > limit => {

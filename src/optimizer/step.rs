@@ -1,0 +1,306 @@
+//! The step: describe, adopt, run, count. The counts move last. What the step before has described and checked is
+//! compared, and not checked again.
+
+use super::AdamW;
+use crate::arena::Layout;
+use crate::classes::Classes;
+use crate::config::{AdamWConfig, StepOptions};
+use crate::device::{Device, Guards};
+use crate::engine::Work;
+use crate::error::{Error, Result};
+use crate::overlap;
+use crate::scalars::step_scalars;
+use crate::table::{Class, StepScalars, TensorRow, row_flags};
+use crate::tensor::Pair;
+
+impl AdamW {
+    /// Steps every tensor that has a gradient: one launch on a GPU, one walk over all elements on the CPU.
+    ///
+    /// `pairs` are in the registered order: `(parameter, gradient)`, `(parameter, Option<gradient>)`, or [`Pair`]s.
+    /// A GPU's work is enqueued on the device's stream, not waited for. When dtypes, addresses, and which tensors have a
+    /// gradient are as in the step before, nothing is copied to the GPU. (The table is copied once more in the second
+    /// step of a 16-bit parameter, which is the first to read its master; and the scalars, a few KB, in every step with
+    /// more than 112 different pairs of group and step count.)
+    ///
+    /// Into a CUDA graph a step is captured after `AdamW::allow_capture`.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
+    /// # let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [2, 1])?;
+    /// let (mut w, mut b) = (vec![1.0_f32; 2], vec![1.0_f32]);
+    /// let grads = [Some(vec![0.5_f32; 2]), None]; // `b` had no part in the loss
+    /// opt.step([&mut w, &mut b].into_iter().zip(grads.iter().map(Option::as_ref)))?;
+    /// assert_eq!((opt.state(0)?.step, opt.state(1)?.step, b), (1, 0, vec![1.0]));
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::TensorCount`], [`Error::Length`], [`Error::Dtype`], [`Error::WrongDevice`], [`Error::NullPointer`],
+    /// [`Error::Misaligned`], [`Error::Overlap`], [`Error::SharedGrad`] for tensors that do not fit;
+    /// [`Error::OutOfMemory`] for the master of a 16-bit parameter seen for the first time; of a GPU `Error::Capturing`,
+    /// `Error::Captured`, `Error::Driver`. Nothing has changed then. The exception is `Error::NotRecorded`.
+    pub fn step<'a, I>(&mut self, pairs: I) -> Result<()>
+    where
+        I: IntoIterator,
+        I::Item: Into<Pair<'a>>,
+    {
+        self.step_with(StepOptions::default(), pairs)
+    }
+
+    /// [`AdamW::step`] with [`StepOptions`].
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device, StepOptions};
+    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
+    /// opt.step_with(StepOptions { grad_scale: 0.5 }, [(&mut [1.0_f32], &[4.0_f32])])?;
+    /// assert_eq!(opt.state(0)?.m, [0.2]);
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`AdamW::step`]; [`Error::GradScale`].
+    pub fn step_with<'a, I>(&mut self, options: StepOptions, pairs: I) -> Result<()>
+    where
+        I: IntoIterator,
+        I::Item: Into<Pair<'a>>,
+    {
+        options.check()?;
+        let (device, mut guards) = (self.device.clone(), Guards::default());
+        self.describe(pairs.into_iter().map(Into::into), &device, &mut guards)?;
+        self.run(options)?;
+        guards.finish(&device)
+    }
+
+    /// Describes the tensors of the steps to come, once: [`AdamW::step_prepared`] then steps them at a cost that does not
+    /// grow with their number. `pairs` as for [`AdamW::step`], and checked as there. It lasts until a step with other
+    /// tensors, or [`AdamW::set_control`]; hyper-parameters may change.
+    ///
+    /// ```
+    /// use fused_adamw::{AdamW, AdamWConfig, Device, Dtype, Pair, StepOptions};
+    /// let (mut p, mut g) = (vec![1.0_f32; 4], vec![0.0_f32; 4]);
+    /// let (p_at, g_at) = (p.as_mut_ptr(), g.as_mut_ptr());
+    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [4])?;
+    /// // SAFETY: four f32 each, alive for all steps, and used by nobody else but between them, by these addresses.
+    /// unsafe { opt.prepare([Pair::from_raw(p_at as u64, Dtype::F32, g_at as u64, Dtype::F32, 4)])? };
+    /// for _ in 0..3 {
+    ///     unsafe { g_at.write(1.0) }; // the backward pass
+    ///     opt.step_prepared(StepOptions::default())?;
+    /// }
+    /// assert_eq!(opt.state(0)?.step, 3);
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`AdamW::step`]. Nothing has changed then.
+    ///
+    /// # Safety
+    /// Until the last prepared step has finished, all parameters and gradients stay where they are; nobody borrows them
+    /// mutably, nor writes to or reads from them, but in order with the steps. On a GPU that order is the caller's: no
+    /// events order other streams for the tensors.
+    pub unsafe fn prepare<'a, I>(&mut self, pairs: I) -> Result<()>
+    where
+        I: IntoIterator,
+        I::Item: Into<Pair<'a>>,
+    {
+        let (device, mut guards) = (self.device.clone(), Guards::default());
+        self.describe(pairs.into_iter().map(Into::into), &device, &mut guards)?;
+        self.prepared = true;
+        guards.finish(&device)
+    }
+
+    /// A step of the tensors of [`AdamW::prepare`].
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device, Error, StepOptions};
+    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [4])?;
+    /// assert!(matches!(opt.step_prepared(StepOptions::default()), Err(Error::NotPrepared)));
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NotPrepared`], [`Error::GradScale`]; of a GPU `Error::Capturing`, `Error::Captured`, `Error::Driver`.
+    /// Nothing has changed then.
+    pub fn step_prepared(&mut self, options: StepOptions) -> Result<()> {
+        options.check()?;
+        if !self.prepared {
+            return Err(Error::NotPrepared);
+        }
+        if self.todo == Todo::Step {
+            self.refuse_capture()?;
+        }
+        self.run(options)
+    }
+
+    /// Brings `rows` up to the pairs.
+    fn describe<'d, 'p: 'd>(
+        &mut self,
+        pairs: impl Iterator<Item = Pair<'p>>,
+        device: &'d Device,
+        guards: &mut Guards<'d>,
+    ) -> Result<()> {
+        self.fill_next_rows(pairs, device, guards)?;
+        if self.next_rows == self.rows { Ok(()) } else { self.adopt() }
+    }
+
+    fn fill_next_rows<'d, 'p: 'd>(
+        &mut self,
+        pairs: impl Iterator<Item = Pair<'p>>,
+        device: &'d Device,
+        guards: &mut Guards<'d>,
+    ) -> Result<()> {
+        let (mut pairs, zero_grad) = (pairs.fuse(), self.zeroes_grads());
+        let mut asked = false;
+        self.next_rows.clear();
+        for ((tensor, &class), pair) in self.tensors.iter().zip(&self.classes.of).zip(&mut pairs) {
+            tensor.check(&pair, zero_grad)?;
+            if !asked && tensor.len > 0 && pair.grad.0.is_some() {
+                self.refuse_capture()?;
+                asked = true;
+            }
+            let row = tensor.row(pair, device, &self.arenas, guards)?;
+            self.next_rows.push(TensorRow { scalars: class, ..row });
+        }
+        let (expected, actual) = (self.tensors.len(), self.next_rows.len() + pairs.count());
+        if expected == actual { Ok(()) } else { Err(Error::TensorCount { expected, actual }) }
+    }
+
+    pub(super) fn zeroes_grads(&self) -> bool {
+        self.control.as_ref().is_some_and(|control| control.zero_grad)
+    }
+
+    /// Makes `next_rows` the rows, which takes the checks and the tables that do not depend on one tensor alone.
+    fn adopt(&mut self) -> Result<()> {
+        self.add_masters()?;
+        overlap::check(&self.next_rows, &self.tensors, self.zeroes_grads())?;
+        let has_grad: Vec<bool> = self.next_rows.iter().map(TensorRow::has_grad).collect();
+        // Rows that were forgotten may have left classes behind of which the device does not know.
+        let fit = !self.rows.is_empty() && self.classes.fit(&has_grad);
+        self.forget_rows();
+        let todo = self.todo_of(&self.next_rows);
+        if todo != Todo::Nothing && !fit {
+            self.reclassify(&has_grad)?;
+            self.next_rows.iter_mut().zip(&self.classes.of).for_each(|(row, &class)| row.scalars = class);
+        }
+        std::mem::swap(&mut self.rows, &mut self.next_rows);
+        (self.todo, self.is_new) = (todo, true);
+        Ok(())
+    }
+
+    /// The next step's rows are checked, whatever they are.
+    pub(super) fn forget_rows(&mut self) {
+        self.rows.clear();
+        (self.todo, self.prepared) = (Todo::Nothing, false);
+        self.engine.forget_rows();
+    }
+
+    fn reclassify(&mut self, has_grad: &[bool]) -> Result<()> {
+        if self.control.is_some() {
+            let (classes, split) = self.classes.split(has_grad);
+            self.engine.set_classes(&classes, &split)?;
+            self.classes = classes;
+        } else {
+            (self.classes, self.counts) = Classes::fewest(&self.tensors, &self.steps()?, has_grad);
+        }
+        Ok(())
+    }
+
+    /// Memory for the masters of 16-bit parameters that have none: one more arena.
+    fn add_masters(&mut self) -> Result<()> {
+        let mut layout = Layout { arena: self.arenas.len(), len: 0 };
+        let lacking = self.next_rows.iter().zip(&self.tensors).enumerate();
+        let lacking = lacking.filter(|(_, (row, _))| row.has_grad() && row.master == 0 && row.param_dtype().is_narrow());
+        let slots: Vec<_> = lacking.map(|(i, (_, tensor))| (i, layout.slot(tensor.len))).collect();
+        if slots.is_empty() {
+            return Ok(());
+        }
+        self.arenas.push(self.device.alloc(layout.len)?);
+        for (i, slot) in slots {
+            self.tensors[i].master = Some(slot);
+            self.next_rows[i] = self.tensors[i].with_state(self.next_rows[i], &self.arenas);
+        }
+        Ok(())
+    }
+
+    fn todo_of(&self, rows: &[TensorRow]) -> Todo {
+        let with_grad = self.tensors.iter().zip(rows).filter(|(_, row)| row.has_grad());
+        match with_grad.map(|(tensor, _)| tensor.len).max() {
+            None => Todo::Nothing,
+            Some(0) => Todo::Count,
+            Some(_) => Todo::Step,
+        }
+    }
+
+    /// Steps by `rows`.
+    fn run(&mut self, options: StepOptions) -> Result<()> {
+        let StepOptions { grad_scale } = options;
+        let work = match (&self.control, self.todo) {
+            (_, Todo::Nothing) => return Ok(()),
+            (None, Todo::Count) => {
+                self.count();
+                return Ok(());
+            }
+            (Some(control), _) => Work::Controlled { control, grad_scale },
+            (None, Todo::Step) => {
+                plain_scalars(&mut self.scalars, &self.classes, &self.counts, &self.groups, grad_scale);
+                Work::Plain(&self.scalars)
+            }
+        };
+        // SAFETY: every row was made from a pair of the registered length (`Tensor::check`), whose parameter is
+        // borrowed mutably and whose gradient is borrowed for as long as this function runs, or which the
+        // caller of `Pair::from_raw`, `prepare` or `allow_capture` vouches for; gradients that are written are borrowed
+        // mutably, too (`Tensor::check`). It lies on this device, aligned (`Tensor::row`); what is written overlaps
+        // nothing (`overlap::check`, of these rows and this control, now or before). The state's slots are the
+        // optimizer's own, disjoint, and long enough (`Layout`). The engine's chunks were made from the registered
+        // lengths; there are scalars for every class (`adopt`). The guards are held until after the launch.
+        unsafe { self.engine.run(&self.rows, work)? };
+        self.count();
+        Ok(())
+    }
+
+    /// The step is enqueued.
+    fn count(&mut self) {
+        if self.control.is_none() {
+            self.counts.iter_mut().zip(&self.classes.list).for_each(|(count, class)| *count += u64::from(class.has_grad));
+        }
+        if std::mem::take(&mut self.is_new) {
+            let stepped = self.tensors.iter_mut().zip(&self.rows).filter(|(_, row)| row.has_grad());
+            stepped.for_each(|(tensor, row)| tensor.stepped(row));
+            self.settle_masters();
+        }
+    }
+
+    /// The masters have been read, and are not to be read again.
+    fn settle_masters(&mut self) {
+        let mut read = self.rows.iter_mut().filter(|row| row.flags & row_flags::INIT_MASTER != 0).peekable();
+        if read.peek().is_some() {
+            self.engine.forget_rows();
+        }
+        read.for_each(|row| row.flags &= !row_flags::INIT_MASTER);
+    }
+}
+
+/// What there is to do with some rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Todo {
+    /// No tensor has a gradient.
+    Nothing,
+    /// Those that have one are empty.
+    Count,
+    Step,
+}
+
+/// Of the classes with gradients, which come first.
+fn plain_scalars(
+    scalars: &mut Vec<StepScalars>,
+    classes: &Classes,
+    counts: &[u64],
+    groups: &[AdamWConfig],
+    grad_scale: f64,
+) {
+    let with_grad = classes.list.iter().zip(counts).take_while(|(class, _)| class.has_grad != 0);
+    let of = |(class, &count): (&Class, &u64)| {
+        step_scalars(&groups[class.group as usize].hyper(), count + 1, grad_scale)
+    };
+    scalars.clear();
+    scalars.extend(with_grad.map(of));
+}
