@@ -8,8 +8,8 @@ use crate::control::Control;
 use crate::controller::Tables;
 use crate::cuda::BLOCK;
 use crate::cuda_device::{CudaDevice, describe};
-use crate::cuda_table::{Table, refuse_capture, while_doing};
 use crate::cuda_full::CudaFull;
+use crate::cuda_table::{Table, refuse_capture, while_doing};
 use crate::error::{Error, Result};
 use crate::metrics::Record;
 use crate::table::{

@@ -42,6 +42,9 @@ impl CudaFull {
     /// As for [`crate::cuda::Launcher::run`], for `chunks` of the tables this was made of; gradients are among what is
     /// written, if the control zeroes them.
     pub(crate) unsafe fn update(&self, rows: u64, chunks: u64, scalars: u64) -> Result<()> {
+        if self.chunk_count == 0 {
+            return Ok(()); // of empty tensors alone; a grid has to have a block
+        }
         let sums = self.recorder.as_ref().map_or(0, |recorder| recorder.sums.address);
         let mut launch = self.device.stream.launch_builder(&self.adamw_full);
         launch.arg(&rows).arg(&chunks).arg(&scalars).arg(&self.params).arg(&sums);

@@ -156,7 +156,12 @@ pub(crate) fn is_capturing(stream: &CudaStream) -> Result<bool> {
 }
 
 /// `uploaded` is what the table holds; empty if that is not known.
-pub(crate) fn upload_changed<T>(table: &mut Table<T>, uploaded: &mut Vec<T>, rows: &[T], doing: &'static str) -> Result<()>
+pub(crate) fn upload_changed<T>(
+    table: &mut Table<T>,
+    uploaded: &mut Vec<T>,
+    rows: &[T],
+    doing: &'static str,
+) -> Result<()>
 where
     T: DeviceRepr + ValidAsZeroBits + Copy + PartialEq,
 {

@@ -14,7 +14,9 @@ use crate::table::{Chunk, ControlState, Hyper, StepScalars, SumRow, TensorRow};
 
 #[cfg(feature = "cuda")]
 use {
-    crate::{Error, cuda::Launcher, cuda_control::CudaControl, cuda_device::describe, device::HOST, plan::gpu_chunk_len},
+    crate::{
+        Error, cuda::Launcher, cuda_control::CudaControl, cuda_device::describe, device::HOST, plan::gpu_chunk_len,
+    },
     cudarc::driver::CudaSlice,
     std::sync::Arc,
 };

@@ -37,7 +37,7 @@
 //! | file | what it does | twin |
 //! | --- | --- | --- |
 //! | `config.rs`, `control.rs` | hyper-parameters in f64, groups, tensors to register; clipping, loss scale, schedule: ranges and defaults | |
-//! | `tensor.rs` | what the user hands over: pairs of parameter and gradient, types erased | |
+//! | `tensor.rs`, `raw.rs` | what the user hands over: pairs of parameter and gradient, types erased; by address | |
 //! | `register.rs`, `arena.rs` | the tensors as registered, and where their state lies | |
 //! | `plan.rs` | lengths to chunks: pure data | |
 //! | `rows.rs`, `overlap.rs` | a step's pairs to rows of a table: every check | |
@@ -110,6 +110,7 @@ mod norm;
 mod optimizer;
 mod overlap;
 mod plan;
+mod raw;
 mod register;
 mod rounding;
 mod rows;

@@ -362,35 +362,6 @@ impl<'a> Pair<'a> {
     pub fn without_grad(param: impl Into<Param<'a>>) -> Self {
         Self { param: param.into(), grad: Grad(None) }
     }
-
-    /// `len` elements at addresses of the optimizer's device: device addresses (`CUdeviceptr`) for a GPU, host
-    /// addresses for the CPU. For owners of device memory that cudarc does not know, such as cubecl.
-    ///
-    /// A null or misaligned address, and an overlap with another tensor of the step, are found by the step.
-    ///
-    /// ```
-    /// use fused_adamw::{AdamW, AdamWConfig, Device, Dtype, Pair};
-    /// let (mut p, g) = (vec![1.0_f32; 4], vec![1.0_f32; 4]);
-    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [4])?;
-    /// // SAFETY: four f32 each, alive, and nobody else uses them.
-    /// opt.step([unsafe { Pair::from_raw(p.as_mut_ptr() as u64, Dtype::F32, g.as_ptr() as u64, Dtype::F32, 4) }])?;
-    /// assert!(p[0] < 1.0);
-    /// # Ok::<(), fused_adamw::Error>(())
-    /// ```
-    ///
-    /// # Safety
-    /// Both addresses are of `len` elements of their dtype in memory of the optimizer's device, the parameter's
-    /// writable; with [`Control::zero_grad`](crate::Control::zero_grad) the gradient's too, and what is said of the parameter
-    /// goes for it. From the step's call until the work that it enqueues has finished (on a GPU: on the optimizer's
-    /// stream) they stay allocated, nobody else writes to either, and nobody else reads the parameter: no events
-    /// order other streams for them.
-    #[must_use]
-    pub unsafe fn from_raw(param: u64, param_dtype: Dtype, grad: u64, grad_dtype: Dtype, len: usize) -> Self {
-        Self {
-            param: Param(Elements { place: Place::Raw(param), dtype: param_dtype, len, writable: true }),
-            grad: Grad(Some(Elements { place: Place::Raw(grad), dtype: grad_dtype, len, writable: true })),
-        }
-    }
 }
 
 impl<'a, P: Into<Param<'a>>, G: Into<Grad<'a>>> From<(P, G)> for Pair<'a> {

@@ -28,6 +28,8 @@ mod faults;
 mod metrics;
 #[path = "cuda/parity.rs"]
 mod parity;
+#[path = "cuda/prepared.rs"]
+mod prepared;
 #[path = "cuda/streams.rs"]
 mod streams;
 #[path = "cuda/twins.rs"]

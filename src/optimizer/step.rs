@@ -208,7 +208,8 @@ impl AdamW {
     fn add_masters(&mut self) -> Result<()> {
         let mut layout = Layout { arena: self.arenas.len(), len: 0 };
         let lacking = self.next_rows.iter().zip(&self.tensors).enumerate();
-        let lacking = lacking.filter(|(_, (row, _))| row.has_grad() && row.master == 0 && row.param_dtype().is_narrow());
+        let lacking =
+            lacking.filter(|(_, (row, _))| row.has_grad() && row.master == 0 && row.param_dtype().is_narrow());
         let slots: Vec<_> = lacking.map(|(i, (_, tensor))| (i, layout.slot(tensor.len))).collect();
         if slots.is_empty() {
             return Ok(());
@@ -260,7 +261,10 @@ impl AdamW {
     /// The step is enqueued.
     fn count(&mut self) {
         if self.control.is_none() {
-            self.counts.iter_mut().zip(&self.classes.list).for_each(|(count, class)| *count += u64::from(class.has_grad));
+            self.counts
+                .iter_mut()
+                .zip(&self.classes.list)
+                .for_each(|(count, class)| *count += u64::from(class.has_grad));
         }
         if std::mem::take(&mut self.is_new) {
             let stepped = self.tensors.iter_mut().zip(&self.rows).filter(|(_, row)| row.has_grad());
@@ -298,9 +302,8 @@ fn plain_scalars(
     grad_scale: f64,
 ) {
     let with_grad = classes.list.iter().zip(counts).take_while(|(class, _)| class.has_grad != 0);
-    let of = |(class, &count): (&Class, &u64)| {
-        step_scalars(&groups[class.group as usize].hyper(), count + 1, grad_scale)
-    };
+    let of =
+        |(class, &count): (&Class, &u64)| step_scalars(&groups[class.group as usize].hyper(), count + 1, grad_scale);
     scalars.clear();
     scalars.extend(with_grad.map(of));
 }
