@@ -97,12 +97,12 @@ impl CudaDevice {
     }
 
     /// Drops the guards of a step, recording each event once: views of one allocation share it.
-    pub(crate) fn record(&self, mut guards: Vec<SyncOnDrop<'_>>) -> Result<()> {
+    pub(crate) fn record(&self, guards: &mut Vec<SyncOnDrop<'_>>) -> Result<()> {
         // With one stream nothing is recorded.
         if self.stream.context().is_managing_stream_synchronization() {
-            keep_one_of_each_event(&mut guards);
+            keep_one_of_each_event(guards);
         }
-        drop(guards);
+        guards.clear();
         // A drop cannot return an error; the context keeps it for us to ask.
         self.stream.context().check_err().map_err(|source| Error::NotRecorded { source })
     }

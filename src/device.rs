@@ -217,13 +217,22 @@ impl<'a> Guards<'a> {
         }
     }
 
-    /// Records the use of the tensors, after the launch.
-    pub(crate) fn finish(self, device: &Device) -> Result<()> {
+    /// Records the use of the tensors, after the launch. Leaves the memory.
+    pub(crate) fn finish(mut self, device: &Device) -> Result<Guards<'static>> {
         #[cfg(feature = "cuda")]
         if let Kind::Cuda(device) = &device.0 {
-            return device.record(self.held);
+            device.record(&mut self.held)?;
         }
-        let _ = (self.held, device);
-        Ok(())
+        let _ = (&mut self.held, device);
+        Ok(self.emptied())
+    }
+
+    /// None, in the memory of those that were.
+    pub(crate) fn emptied<'b>(self) -> Guards<'b> {
+        #[cfg(feature = "cuda")]
+        let held = self.held.into_iter().filter_map(|_| None).collect(); // reuses it: `std` collects in place
+        #[cfg(not(feature = "cuda"))]
+        let held = std::marker::PhantomData;
+        Guards { held }
     }
 }

@@ -4,7 +4,7 @@ use crate::arena::{Arena, Slot};
 use crate::classes::Classes;
 use crate::config::{AdamWConfig, TensorSpec};
 use crate::control::Control;
-use crate::device::Device;
+use crate::device::{Device, Guards};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::register::{Tensor, check_specs, lay_out};
@@ -59,6 +59,8 @@ pub struct AdamW {
     scalars: Vec<StepScalars>,
     control: Option<Control>,
     sums: Option<Sums>,
+    /// None, but their memory.
+    guards: Guards<'static>,
     may_be_captured: bool,
 }
 
@@ -151,6 +153,7 @@ impl AdamW {
             scalars: Vec::new(),
             control: None,
             sums: None,
+            guards: Guards::default(),
             may_be_captured: false,
         })
     }

@@ -51,12 +51,11 @@ impl Tensor {
         Ok(SumRow { grad: address, grad_dtype: grad.dtype.code(), flags, ..SumRow::default() })
     }
 
-    /// Its row without scalars; of a tensor without a gradient, the parameter alone.
+    /// Its row without state; of a tensor without a gradient, the parameter alone.
     pub(crate) fn row<'a>(
         &self,
         pair: Pair<'a>,
         device: &'a Device,
-        arenas: &[Arena],
         guards: &mut Guards<'a>,
     ) -> Result<TensorRow> {
         let param_dtype = pair.param.0.dtype;
@@ -66,8 +65,7 @@ impl Tensor {
         let Some(grad) = pair.grad.0 else { return Ok(row) };
         let address = guards.address(device, grad.place);
         let address = self.address(Buffer::Grad, grad.dtype, device, address)?;
-        let row = TensorRow { grad: address, grad_dtype: grad.dtype.code(), flags: row_flags::HAS_GRAD, ..row };
-        Ok(self.with_state(row, arenas))
+        Ok(TensorRow { grad: address, grad_dtype: grad.dtype.code(), flags: row_flags::HAS_GRAD, ..row })
     }
 
     fn address(&self, buffer: Buffer, dtype: Dtype, device: &Device, found: Result<u64, String>) -> Result<u64> {
@@ -86,8 +84,11 @@ impl Tensor {
         Ok(address)
     }
 
-    /// Of a row with parameter and gradient.
+    /// With its state, if there is a gradient to step by.
     pub(crate) fn with_state(&self, row: TensorRow, arenas: &[Arena]) -> TensorRow {
+        if !row.has_grad() {
+            return row;
+        }
         let (param, grad) = (row.param_dtype(), row.grad_dtype());
         let phase = self.phase_for(row.param, param);
         let at = |slot: Slot| arenas[slot.arena].address() + 4 * (slot.offset + phase) as u64;
@@ -131,6 +132,12 @@ impl Tensor {
 impl TensorRow {
     pub(crate) fn has_grad(&self) -> bool {
         self.flags & row_flags::HAS_GRAD != 0
+    }
+
+    /// Whether both name the same parameter and the same gradient.
+    pub(crate) fn is_of_the_tensors_of(&self, other: &Self) -> bool {
+        let tensors = |row: &Self| (row.param, row.grad, row.param_dtype, row.grad_dtype, row.has_grad());
+        tensors(self) == tensors(other)
     }
 
     pub(crate) fn param_dtype(&self) -> Dtype {

@@ -9,6 +9,7 @@
 //! | `../lists.rs`, `suite.rs` | the lists of tensors, cut to the GPU's memory |
 //! | `clock.rs` | how a time is taken |
 //! | `work.rs` | what is timed: a copy, and a step of a list |
+//! | `host.rs` | what a step costs the host |
 //! | `rows.rs` | what is measured, as JSON |
 //! | `report.rs`, `table.rs` | the parts of a run and their rows → `report.json`, `report.md` |
 
@@ -22,6 +23,7 @@ use fused_adamw::Device;
 use crate::suite::List;
 
 mod clock;
+mod host;
 #[path = "../lists.rs"]
 mod lists;
 mod report;
@@ -53,6 +55,8 @@ enum Command {
     Copy,
     /// Measures the step of each list
     Step { lists: PathBuf },
+    /// Measures the time of the call, for lists of 1 to 10,000 tensors
+    Host,
     /// Makes `report.json`, `report.md` and `logs.txt` of a run's parts
     Report { folder: PathBuf },
 }
@@ -64,6 +68,7 @@ fn main() -> Result<()> {
         Some(Command::Report { folder }) => report::write(&folder),
         Some(Command::Facts) => work::facts(&Device::cuda_at(0)?)?.print(),
         Some(Command::Copy) => work::copies(&Device::cuda_at(0)?, small),
+        Some(Command::Host) => host::print(small),
         Some(Command::Lists { file }) => {
             let free = work::facts(&Device::cuda_at(0)?)?.free_bytes;
             let lists = suite::lists(free, small);

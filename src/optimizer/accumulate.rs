@@ -88,7 +88,7 @@ impl AdamW {
         // The guards are held until after the launch.
         unsafe { self.engine.accumulate(&rows, which_first)? };
         sums.pending.iter_mut().zip(has_grad).for_each(|(pending, has)| *pending |= has);
-        guards.finish(&device)
+        guards.finish(&device).map(drop)
     }
 
     fn check_grads(&self, grads: &[Grad<'_>]) -> Result<()> {

@@ -65,10 +65,11 @@ impl AdamW {
         I::Item: Into<Pair<'a>>,
     {
         options.check()?;
-        let (device, mut guards) = (self.device.clone(), Guards::default());
+        let (device, mut guards) = (self.device.clone(), std::mem::take(&mut self.guards).emptied());
         self.describe(pairs.into_iter().map(Into::into), &device, &mut guards)?;
         self.run(options)?;
-        guards.finish(&device)
+        self.guards = guards.finish(&device)?;
+        Ok(())
     }
 
     /// Describes the tensors of the steps to come, once: [`AdamW::step_prepared`] then steps them at a cost that does not
@@ -102,10 +103,11 @@ impl AdamW {
         I: IntoIterator,
         I::Item: Into<Pair<'a>>,
     {
-        let (device, mut guards) = (self.device.clone(), Guards::default());
+        let (device, mut guards) = (self.device.clone(), std::mem::take(&mut self.guards).emptied());
         self.describe(pairs.into_iter().map(Into::into), &device, &mut guards)?;
         self.prepared = true;
-        guards.finish(&device)
+        self.guards = guards.finish(&device)?;
+        Ok(())
     }
 
     /// A step of the tensors of [`AdamW::prepare`].
@@ -138,30 +140,37 @@ impl AdamW {
         device: &'d Device,
         guards: &mut Guards<'d>,
     ) -> Result<()> {
-        self.fill_next_rows(pairs, device, guards)?;
-        if self.next_rows == self.rows { Ok(()) } else { self.adopt() }
+        if self.are_described_by(pairs, device, guards)? { Ok(()) } else { self.adopt() }
     }
 
-    fn fill_next_rows<'d, 'p: 'd>(
+    /// Whether `rows` are those of the pairs. Else `next_rows` are.
+    fn are_described_by<'d, 'p: 'd>(
         &mut self,
         pairs: impl Iterator<Item = Pair<'p>>,
         device: &'d Device,
         guards: &mut Guards<'d>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (mut pairs, zero_grad) = (pairs.fuse(), self.zeroes_grads());
-        let mut asked = false;
+        let (mut asked, mut same, mut actual) = (false, self.rows.len() == self.tensors.len(), 0);
         self.next_rows.clear();
-        for ((tensor, &class), pair) in self.tensors.iter().zip(&self.classes.of).zip(&mut pairs) {
+        for (tensor, pair) in self.tensors.iter().zip(&mut pairs) {
             tensor.check(&pair, zero_grad)?;
             if !asked && tensor.len > 0 && pair.grad.0.is_some() {
                 self.refuse_capture()?;
                 asked = true;
             }
-            let row = tensor.row(pair, device, &self.arenas, guards)?;
-            self.next_rows.push(TensorRow { scalars: class, ..row });
+            let row = tensor.row(pair, device, guards)?;
+            if same && !row.is_of_the_tensors_of(&self.rows[actual]) {
+                same = false;
+                self.next_rows.extend_from_slice(&self.rows[..actual]);
+            }
+            if !same {
+                self.next_rows.push(tensor.with_state(TensorRow { scalars: self.classes.of[actual], ..row }, &self.arenas));
+            }
+            actual += 1;
         }
-        let (expected, actual) = (self.tensors.len(), self.next_rows.len() + pairs.count());
-        if expected == actual { Ok(()) } else { Err(Error::TensorCount { expected, actual }) }
+        let (expected, actual) = (self.tensors.len(), actual + pairs.count());
+        if expected == actual { Ok(same) } else { Err(Error::TensorCount { expected, actual }) }
     }
 
     pub(super) fn zeroes_grads(&self) -> bool {

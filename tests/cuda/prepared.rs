@@ -108,6 +108,19 @@ fn a_prepared_step_whose_launch_or_copy_failed_is_made_again() {
     });
 }
 
+// The classes are on the device already.
+#[test]
+fn a_controlled_step_of_other_addresses_copies_the_table_of_tensors_alone() {
+    emulated(&[], || {
+        let mut twins = twins(9);
+        twins.gpu.set_control(Some(Control::default())).unwrap();
+        (0..2).for_each(|_| twins.gpu_step(ALL, |i| i != 3).unwrap());
+        twins.move_param(0, 5);
+        let calls = calls(|| twins.gpu_step(ALL, |i| i != 3).unwrap());
+        assert_eq!(calls, counts([("cuLaunchKernel", 2), UPLOAD, ASKED_TWICE]));
+    });
+}
+
 // No chunks: neither a norm nor an update can be launched. The step counts all the same.
 #[test]
 fn a_controlled_step_of_empty_tensors_counts() {

@@ -60,6 +60,7 @@ static const int driver_version = number("EMULATED_DRIVER", "13000");
 static const int newest_ptx = isa_version(environment("EMULATED_PTX", "99.0").c_str());
 static const int multiprocessors = number("EMULATED_MULTIPROCESSORS", "132");
 static const int memory_pools = number("EMULATED_MEMORY_POOLS", "1");
+static const int idle = number("EMULATED_IDLE", "0");
 static const int seed = number("EMULATED_SEED", "0");
 
 // ---- calls -------------------------------------------------------------------------------------------------------
