@@ -92,6 +92,7 @@ impl CudaDevice {
     }
 
     /// Two contexts of one device compare equal, but neither waits for the other: only the very same one will do.
+    #[inline]
     pub(crate) fn check_context(&self, context: &Arc<CudaContext>) -> Result<(), String> {
         if Arc::ptr_eq(context, self.stream.context()) { Ok(()) } else { Err(describe(context)) }
     }

@@ -24,6 +24,7 @@ macro_rules! erased {
         }
 
         impl<'a> Located<'a> for $name<'a> {
+            #[inline]
             fn context(&self) -> &Arc<CudaContext> {
                 match self {
                     Self::F32(view) => view.stream().context(),
@@ -32,6 +33,7 @@ macro_rules! erased {
                 }
             }
 
+            #[inline]
             fn address(self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
                 match self {
                     Self::F32(view) => view.$address(stream),
@@ -60,6 +62,7 @@ pub(crate) enum GradView<'a> {
 }
 
 impl<'a> Located<'a> for GradView<'a> {
+    #[inline]
     fn context(&self) -> &Arc<CudaContext> {
         match self {
             Self::Shared(view) => view.context(),
@@ -67,6 +70,7 @@ impl<'a> Located<'a> for GradView<'a> {
         }
     }
 
+    #[inline]
     fn address(self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
         match self {
             Self::Shared(view) => view.address(stream),

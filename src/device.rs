@@ -200,6 +200,7 @@ pub(crate) struct Guards<'a> {
 
 impl<'a> Guards<'a> {
     /// The address on `device`, or where the elements lie instead.
+    #[inline]
     pub(crate) fn address<V: Located<'a>>(&mut self, device: &'a Device, place: Place<V>) -> Result<u64, String> {
         match (&device.0, place) {
             (_, Place::Raw(address)) | (Kind::Cpu(..), Place::Host(address, _)) => Ok(address),
@@ -230,7 +231,7 @@ impl<'a> Guards<'a> {
     /// None, in the memory of those that were.
     pub(crate) fn emptied<'b>(self) -> Guards<'b> {
         #[cfg(feature = "cuda")]
-        let held = self.held.into_iter().filter_map(|_| None).collect(); // reuses it: `std` collects in place
+        let held = self.held.into_iter().map_while(|_| None).collect(); // reuses it: `std` collects in place
         #[cfg(not(feature = "cuda"))]
         let held = std::marker::PhantomData;
         Guards { held }

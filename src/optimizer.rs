@@ -8,6 +8,7 @@ use crate::device::{Device, Guards};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::register::{Tensor, check_specs, lay_out};
+use crate::rows::NamedPair;
 use crate::table::{StepScalars, TensorRow, row_flags};
 use crate::tensor::Dtype;
 use accumulate::Sums;
@@ -43,8 +44,10 @@ pub struct AdamW {
     groups: Vec<AdamWConfig>,
     tensors: Vec<Tensor>,
     arenas: Vec<Arena>,
-    /// Of the last step, or prepared for the next: checked, and indexed by class. And room for others.
+    /// Of the last step, or prepared for the next: as given, and as rows, checked and indexed by class. And room for others.
+    named: Vec<NamedPair>,
     rows: Vec<TensorRow>,
+    next_named: Vec<NamedPair>,
     next_rows: Vec<TensorRow>,
     /// The tensors have not been told of a step with `rows`.
     is_new: bool,
@@ -143,7 +146,9 @@ impl AdamW {
             device: device.clone(),
             groups: groups.to_vec(),
             tensors,
+            named: Vec::new(),
             rows: Vec::new(),
+            next_named: Vec::new(),
             next_rows: Vec::new(),
             is_new: false,
             todo: Todo::Nothing,

@@ -5,36 +5,49 @@ use crate::device::{Device, Guards};
 use crate::error::{Buffer, Error, Result};
 use crate::register::Tensor;
 use crate::table::{SumRow, TensorRow, row_flags};
-use crate::tensor::{Dtype, Elements, Grad, GradView, Pair};
+use crate::tensor::{Dtype, Elements, GradView, Located, Pair};
+
+/// Elements in memory of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    address: u64,
+    len: usize,
+    dtype: Dtype,
+    writable: bool,
+}
+
+impl Named {
+    /// Or where they lie instead.
+    #[inline]
+    pub(crate) fn of<'a, V: Located<'a>>(
+        elements: Elements<V>,
+        device: &'a Device,
+        guards: &mut Guards<'a>,
+    ) -> Result<Self, String> {
+        let Elements { place, dtype, len, writable } = elements;
+        Ok(Self { address: guards.address(device, place)?, len, dtype, writable })
+    }
+}
+
+/// All of a pair that matters to a step: who names the same steps the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NamedPair {
+    pub(crate) param: Named,
+    pub(crate) grad: Option<Named>,
+}
 
 impl Tensor {
-    fn expect<V>(&self, buffer: Buffer, given: &Elements<V>) -> Result<()> {
-        if given.len == self.len {
-            return Ok(());
-        }
-        Err(Error::Length { tensor: self.id.clone(), buffer, expected: self.len, actual: given.len })
+    #[inline]
+    pub(crate) fn named<'a>(&self, pair: Pair<'a>, device: &'a Device, guards: &mut Guards<'a>) -> Result<NamedPair> {
+        let wrong = |buffer| move |actual| self.wrong_device(buffer, device, actual);
+        let param = Named::of(pair.param.0, device, guards).map_err(wrong(Buffer::Param))?;
+        let grad = pair.grad.0.map(|grad| Named::of(grad, device, guards).map_err(wrong(Buffer::Grad)));
+        Ok(NamedPair { param, grad: grad.transpose()? })
     }
 
-    /// Length and dtype, before any memory is touched; and whether a gradient may be written, if it will be.
-    pub(crate) fn check(&self, pair: &Pair<'_>, zero_grad: bool) -> Result<()> {
-        self.expect(Buffer::Param, &pair.param.0)?;
-        self.check_grad(&pair.grad)?;
-        if zero_grad && pair.grad.0.as_ref().is_some_and(|grad| !grad.writable) {
-            return Err(Error::SharedGrad { tensor: self.id.clone() });
-        }
-        match self.dtype.filter(|&expected| expected != pair.param.0.dtype) {
-            None => Ok(()),
-            Some(expected) => Err(Error::Dtype {
-                tensor: self.id.clone(),
-                buffer: Buffer::Param,
-                expected,
-                actual: pair.param.0.dtype,
-            }),
-        }
-    }
-
-    pub(crate) fn check_grad(&self, grad: &Grad<'_>) -> Result<()> {
-        grad.0.as_ref().map_or(Ok(()), |grad| self.expect(Buffer::Grad, grad))
+    #[cold]
+    fn wrong_device(&self, buffer: Buffer, device: &Device, actual: String) -> Error {
+        Error::WrongDevice { tensor: self.id.clone(), buffer, expected: device.describe(), actual }
     }
 
     /// Its gradient for the sum, without the sum's address.
@@ -45,35 +58,54 @@ impl Tensor {
         device: &'a Device,
         guards: &mut Guards<'a>,
     ) -> Result<SumRow> {
-        let address = guards.address(device, grad.place);
-        let address = self.address(Buffer::Grad, grad.dtype, device, address)?;
+        let grad = Named::of(grad, device, guards);
+        let grad = grad.map_err(|actual| self.wrong_device(Buffer::Grad, device, actual))?;
+        self.check_address(Buffer::Grad, grad)?;
         let flags = row_flags::HAS_GRAD | if first { row_flags::FIRST } else { 0 };
-        Ok(SumRow { grad: address, grad_dtype: grad.dtype.code(), flags, ..SumRow::default() })
+        Ok(SumRow { grad: grad.address, grad_dtype: grad.dtype.code(), flags, ..SumRow::default() })
     }
 
-    /// Its row without state; of a tensor without a gradient, the parameter alone.
-    pub(crate) fn row<'a>(
+    /// Its row; of a tensor without a gradient, the parameter alone. `zero_grad`: gradients will be written.
+    pub(crate) fn row(
         &self,
-        pair: Pair<'a>,
-        device: &'a Device,
-        guards: &mut Guards<'a>,
+        NamedPair { param, grad }: &NamedPair,
+        zero_grad: bool,
+        arenas: &[Arena],
     ) -> Result<TensorRow> {
-        let param_dtype = pair.param.0.dtype;
-        let param = guards.address(device, pair.param.0.place);
-        let param = self.address(Buffer::Param, param_dtype, device, param)?;
-        let row = TensorRow { param, param_dtype: param_dtype.code(), ..TensorRow::default() };
-        let Some(grad) = pair.grad.0 else { return Ok(row) };
-        let address = guards.address(device, grad.place);
-        let address = self.address(Buffer::Grad, grad.dtype, device, address)?;
-        Ok(TensorRow { grad: address, grad_dtype: grad.dtype.code(), flags: row_flags::HAS_GRAD, ..row })
+        self.check(Buffer::Param, *param)?;
+        self.check_dtype(param.dtype)?;
+        let row = TensorRow { param: param.address, param_dtype: param.dtype.code(), ..TensorRow::default() };
+        let Some(grad) = *grad else { return Ok(row) };
+        self.check(Buffer::Grad, grad)?;
+        if zero_grad && !grad.writable {
+            return Err(Error::SharedGrad { tensor: self.id.clone() });
+        }
+        let flags = row_flags::HAS_GRAD;
+        Ok(self.with_state(TensorRow { grad: grad.address, grad_dtype: grad.dtype.code(), flags, ..row }, arenas))
     }
 
-    fn address(&self, buffer: Buffer, dtype: Dtype, device: &Device, found: Result<u64, String>) -> Result<u64> {
+    pub(crate) fn check_len(&self, buffer: Buffer, actual: usize) -> Result<()> {
+        if actual == self.len {
+            return Ok(());
+        }
+        Err(Error::Length { tensor: self.id.clone(), buffer, expected: self.len, actual })
+    }
+
+    fn check_dtype(&self, actual: Dtype) -> Result<()> {
+        match self.dtype.filter(|&expected| expected != actual) {
+            None => Ok(()),
+            Some(expected) => Err(Error::Dtype { tensor: self.id.clone(), buffer: Buffer::Param, expected, actual }),
+        }
+    }
+
+    fn check(&self, buffer: Buffer, named: Named) -> Result<()> {
+        self.check_len(buffer, named.len)?;
+        self.check_address(buffer, named)
+    }
+
+    /// Of elements as many as the tensor has.
+    fn check_address(&self, buffer: Buffer, Named { address, dtype, .. }: Named) -> Result<()> {
         let tensor = || self.id.clone();
-        let address = found.map_err(|actual| {
-            let expected = device.describe();
-            Error::WrongDevice { tensor: tensor(), buffer, expected, actual }
-        })?;
         let (alignment, bytes) = (dtype.size() as u64, (self.len * dtype.size()) as u64);
         if self.len > 0 && address == 0 {
             return Err(Error::NullPointer { tensor: tensor(), buffer, len: self.len });
@@ -81,14 +113,11 @@ impl Tensor {
         if self.len > 0 && (!address.is_multiple_of(alignment) || address.checked_add(bytes).is_none()) {
             return Err(Error::Misaligned { tensor: tensor(), buffer, address, alignment });
         }
-        Ok(address)
+        Ok(())
     }
 
-    /// With its state, if there is a gradient to step by.
+    /// Of a row with parameter and gradient.
     pub(crate) fn with_state(&self, row: TensorRow, arenas: &[Arena]) -> TensorRow {
-        if !row.has_grad() {
-            return row;
-        }
         let (param, grad) = (row.param_dtype(), row.grad_dtype());
         let phase = self.phase_for(row.param, param);
         let at = |slot: Slot| arenas[slot.arena].address() + 4 * (slot.offset + phase) as u64;
@@ -130,14 +159,9 @@ impl Tensor {
 }
 
 impl TensorRow {
+    #[inline]
     pub(crate) fn has_grad(&self) -> bool {
         self.flags & row_flags::HAS_GRAD != 0
-    }
-
-    /// Whether both name the same parameter and the same gradient.
-    pub(crate) fn is_of_the_tensors_of(&self, other: &Self) -> bool {
-        let tensors = |row: &Self| (row.param, row.grad, row.param_dtype, row.grad_dtype, row.has_grad());
-        tensors(self) == tensors(other)
     }
 
     pub(crate) fn param_dtype(&self) -> Dtype {

@@ -59,8 +59,8 @@ impl Case {
         }
         let stream = context.default_stream();
         let others = if matches!(streams, Streams::One) { vec![] } else { vec![context.new_stream()?] };
-        let zeros = || (0..tensors).map(|_| stream.alloc_zeros::<f32>(1_000)).collect::<Result<Vec<_>, _>>();
-        let opt = AdamW::new(&Device::cuda(&stream)?, AdamWConfig::default(), vec![1_000; tensors])?;
+        let zeros = || (0..tensors).map(|_| stream.alloc_zeros::<f32>(8)).collect::<Result<Vec<_>, _>>();
+        let opt = AdamW::new(&Device::cuda(&stream)?, AdamWConfig::default(), vec![8; tensors])?;
         Ok(Self { opt, params: zeros()?, grads: zeros()?, _others: others })
     }
 

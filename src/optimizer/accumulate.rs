@@ -4,7 +4,8 @@ use super::AdamW;
 use crate::arena::{Arena, Layout, Slot};
 use crate::config::StepOptions;
 use crate::device::Guards;
-use crate::error::{Error, Result};
+use crate::error::{Buffer, Error, Result};
+use crate::register::Tensor;
 use crate::table::{SumRow, firsts};
 use crate::tensor::{Dtype, Elements, Grad, Pair, Param, Place};
 
@@ -95,7 +96,10 @@ impl AdamW {
         if grads.len() != self.tensors.len() {
             return Err(Error::TensorCount { expected: self.tensors.len(), actual: grads.len() });
         }
-        self.tensors.iter().zip(grads).try_for_each(|(tensor, grad)| tensor.check_grad(grad))
+        let check = |(tensor, grad): (&Tensor, &Grad<'_>)| {
+            grad.0.as_ref().map_or(Ok(()), |grad| tensor.check_len(Buffer::Grad, grad.len))
+        };
+        self.tensors.iter().zip(grads).try_for_each(check)
     }
 
     fn new_sums(&self) -> Result<Sums> {

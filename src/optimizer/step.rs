@@ -140,32 +140,30 @@ impl AdamW {
         device: &'d Device,
         guards: &mut Guards<'d>,
     ) -> Result<()> {
-        if self.are_described_by(pairs, device, guards)? { Ok(()) } else { self.adopt() }
+        if self.are_named_by(pairs, device, guards)? { Ok(()) } else { self.adopt() }
     }
 
-    /// Whether `rows` are those of the pairs. Else `next_rows` are.
-    fn are_described_by<'d, 'p: 'd>(
+    /// Whether the pairs name what they named in the step before. Else it is in `next_named`.
+    fn are_named_by<'d, 'p: 'd>(
         &mut self,
         pairs: impl Iterator<Item = Pair<'p>>,
         device: &'d Device,
         guards: &mut Guards<'d>,
     ) -> Result<bool> {
-        let (mut pairs, zero_grad) = (pairs.fuse(), self.zeroes_grads());
-        let (mut asked, mut same, mut actual) = (false, self.rows.len() == self.tensors.len(), 0);
-        self.next_rows.clear();
+        let (mut pairs, mut asked, mut same, mut actual) = (pairs.fuse(), false, true, 0);
+        self.next_named.clear();
         for (tensor, pair) in self.tensors.iter().zip(&mut pairs) {
-            tensor.check(&pair, zero_grad)?;
-            if !asked && tensor.len > 0 && pair.grad.0.is_some() {
+            if !asked && pair.grad.0.as_ref().is_some_and(|grad| grad.len > 0) {
                 self.refuse_capture()?;
                 asked = true;
             }
-            let row = tensor.row(pair, device, guards)?;
-            if same && !row.is_of_the_tensors_of(&self.rows[actual]) {
+            let named = tensor.named(pair, device, guards)?;
+            if same && self.named.get(actual) != Some(&named) {
                 same = false;
-                self.next_rows.extend_from_slice(&self.rows[..actual]);
+                self.next_named.extend_from_slice(&self.named[..actual]);
             }
             if !same {
-                self.next_rows.push(tensor.with_state(TensorRow { scalars: self.classes.of[actual], ..row }, &self.arenas));
+                self.next_named.push(named);
             }
             actual += 1;
         }
@@ -173,12 +171,23 @@ impl AdamW {
         if expected == actual { Ok(same) } else { Err(Error::TensorCount { expected, actual }) }
     }
 
+    fn fill_next_rows(&mut self) -> Result<()> {
+        let zero_grad = self.zeroes_grads();
+        self.next_rows.clear();
+        for ((tensor, named), &class) in self.tensors.iter().zip(&self.next_named).zip(&self.classes.of) {
+            let row = tensor.row(named, zero_grad, &self.arenas)?;
+            self.next_rows.push(TensorRow { scalars: class, ..row });
+        }
+        Ok(())
+    }
+
     pub(super) fn zeroes_grads(&self) -> bool {
         self.control.as_ref().is_some_and(|control| control.zero_grad)
     }
 
-    /// Makes `next_rows` the rows, which takes the checks and the tables that do not depend on one tensor alone.
+    /// Makes rows of `next_named`, with every check.
     fn adopt(&mut self) -> Result<()> {
+        self.fill_next_rows()?;
         self.add_masters()?;
         overlap::check(&self.next_rows, &self.tensors, self.zeroes_grads())?;
         let has_grad: Vec<bool> = self.next_rows.iter().map(TensorRow::has_grad).collect();
@@ -191,6 +200,7 @@ impl AdamW {
             self.next_rows.iter_mut().zip(&self.classes.of).for_each(|(row, &class)| row.scalars = class);
         }
         std::mem::swap(&mut self.rows, &mut self.next_rows);
+        std::mem::swap(&mut self.named, &mut self.next_named);
         (self.todo, self.is_new) = (todo, true);
         Ok(())
     }
@@ -198,6 +208,7 @@ impl AdamW {
     /// The next step's rows are checked, whatever they are.
     pub(super) fn forget_rows(&mut self) {
         self.rows.clear();
+        self.named.clear();
         (self.todo, self.prepared) = (Todo::Nothing, false);
         self.engine.forget_rows();
     }
