@@ -57,7 +57,7 @@
 //! | `cuda.rs` | uploads what changed, launches | beside `cuda/adamw.cu` |
 //! | `cuda_full.rs` | that update on a GPU, and its record's way to the host | |
 //! | `device.rs`, `engine.rs` | where a step runs; the plan and the device that walks it | |
-//! | `optimizer.rs`, `optimizer/` | the public [`AdamW`]: check, describe, launch, count; its control; its sums | |
+//! | `optimizer.rs`, `optimizer/` | the public [`AdamW`]; its step: describe, launch, count; its control; its sums | |
 //! | `error.rs` | what can go wrong | |
 //!
 //! Twins are the same text; `twins.rs` compares text, fields and bits.
