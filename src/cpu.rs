@@ -8,13 +8,14 @@
 #![allow(clippy::cast_possible_truncation, reason = "usize has 64 bits: src/lib.rs")]
 
 use crate::rounding::has;
-use crate::simd::{Simd, for_every_simd};
+use crate::simd::{Simd, for_every_simd, prefetch};
 use crate::table::step_flags::{AMSGRAD, SKIP};
 use crate::table::{Chunk, Element, StepScalars, TensorRow, row_flags};
 use crate::tensor::Float;
 use crate::update::update;
 use half::{bf16, f16};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Elements of a chunk: 448 KiB of f32 traffic, an eighth of a millisecond of one thread.
 pub(crate) const CHUNK_LEN: u32 = 16 * 1024;
@@ -30,16 +31,28 @@ const ONE_THREAD: u64 = 128 * 1024;
 /// are written overlap nothing. `chunks` covers no element twice, and names no row and no scalars that are not there.
 /// `simd` is available.
 pub(crate) unsafe fn run(simd: Simd, chunks: &[Chunk], rows: &[TensorRow], scalars: &[StepScalars]) {
-    let step = |chunk: &Chunk| {
+    let step = |(i, chunk): (usize, &Chunk)| {
         let row = &rows[chunk.tensor as usize];
+        if let Some(next) = chunks.get(i + 1).filter(|next| next.start == 0) {
+            prefetch_tensor(&rows[next.tensor as usize], next.len);
+        }
         if row.flags & row_flags::HAS_GRAD != 0 {
             // SAFETY: the caller's promise; no two chunks share an element, so that no two threads do.
             unsafe { step_chunk(simd, row, *chunk, &scalars[row.scalars as usize]) };
         }
     };
     match tasks(chunks) {
-        None => chunks.iter().for_each(step),
-        Some(together) => chunks.par_iter().with_min_len(together).for_each(step),
+        None => chunks.iter().enumerate().for_each(step),
+        Some(together) => chunks.par_iter().enumerate().with_min_len(together).for_each(step),
+    }
+}
+
+/// Asks for the beginning of the tensor that comes next: of what is the caller's, and may lie anywhere. (The optimizer's
+/// own lies side by side.) 10,000 tensors of 1,000 elements take 4% longer without.
+fn prefetch_tensor(row: &TensorRow, len: u32) {
+    let bytes = (len as usize).min(AHEAD) * size_of::<f32>();
+    for array in [row.param, row.grad].map(|address| std::ptr::without_provenance::<u8>(address as usize)) {
+        (0..bytes).step_by(LINE).for_each(|line| prefetch(array.wrapping_add(line)));
     }
 }
 
@@ -174,7 +187,8 @@ pub(crate) unsafe fn slice<'a, T>(address: u64, chunk: Chunk) -> &'a [T] {
     unsafe { std::slice::from_raw_parts(start, chunk.len as usize) }
 }
 
-/// The loop. Slices of one length, said once before it, so that no index is checked inside it.
+/// In blocks of a length that the compiler knows, which leaves a place between them to ask for what comes. The processor
+/// sees by itself what is read next, but not far enough beside this arithmetic: 16M elements take a sixth longer without.
 #[inline(always)]
 fn walk<P: Float, G: Float, const AMSGRAD: bool>(
     s: &StepScalars,
@@ -185,11 +199,58 @@ fn walk<P: Float, G: Float, const AMSGRAD: bool>(
     v: &mut [f32],
     vmax: &mut [f32],
 ) {
-    let n = weights.len();
-    let (grad, m, v) = (&grad[..n], &mut m[..n], &mut v[..n]);
-    let copies = &mut copies[..if P::NARROW { n } else { 0 }];
-    let vmax = &mut vmax[..if AMSGRAD { n } else { 0 }];
-    for i in 0..n {
+    let whole = weights.len() - weights.len() % BLOCK;
+    for start in (0..whole).step_by(BLOCK) {
+        prefetch_block(weights, start + AHEAD);
+        prefetch_block(grad, start + AHEAD);
+        prefetch_block(m, start + AHEAD);
+        prefetch_block(v, start + AHEAD);
+        if P::NARROW {
+            prefetch_block(copies, start + AHEAD);
+        }
+        if AMSGRAD {
+            prefetch_block(vmax, start + AHEAD);
+        }
+        block::<P, G, AMSGRAD>(s, start..start + BLOCK, weights, copies, grad, m, v, vmax);
+    }
+    block::<P, G, AMSGRAD>(s, whole..weights.len(), weights, copies, grad, m, v, vmax);
+}
+
+/// Elements of a block: four cache lines of f32.
+const BLOCK: usize = 64;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// How many elements ahead of the arithmetic their memory is asked for: 128 to 384 are about as good.
+const AHEAD: usize = 256;
+
+/// The block's cache lines. It may lie behind the end, where the next chunk often is.
+#[inline(always)]
+fn prefetch_block<T>(array: &[T], start: usize) {
+    let address = array.as_ptr().wrapping_add(start);
+    (0..BLOCK * size_of::<T>()).step_by(LINE).for_each(|line| prefetch(address.wrapping_byte_add(line)));
+}
+
+/// The loop. Slices of one length, said once before it, so that no index is checked inside it.
+#[expect(clippy::too_many_arguments, reason = "slices in a struct may overlap, for all that the compiler knows")]
+#[inline(always)]
+fn block<P: Float, G: Float, const AMSGRAD: bool>(
+    s: &StepScalars,
+    at: Range<usize>,
+    weights: &mut [f32],
+    copies: &mut [P],
+    grad: &[G],
+    m: &mut [f32],
+    v: &mut [f32],
+    vmax: &mut [f32],
+) {
+    let none = 0..0;
+    let copies = &mut copies[if P::NARROW { at.clone() } else { none.clone() }];
+    let vmax = &mut vmax[if AMSGRAD { at.clone() } else { none }];
+    let (grad, m, v) = (&grad[at.clone()], &mut m[at.clone()], &mut v[at.clone()]);
+    let weights = &mut weights[at];
+    for i in 0..weights.len() {
         let vmax_i = if AMSGRAD { vmax[i] } else { 0.0 };
         let mut e = Element { p: weights[i], m: m[i], v: v[i], vmax: vmax_i };
         update(s, grad[i].widen(), &mut e);
@@ -229,7 +290,7 @@ mod tests {
     // The longest takes the path of many threads.
     #[test]
     fn the_chunk_length_changes_no_bit() {
-        for len in [1, 7, 64, 1000, 200_000] {
+        for len in [1, 7, 63, 64, 65, 127, 1000, 200_000] {
             let whole = stepped(len, 1 << 20, Simd::Portable);
             for chunk_len in [8, 16, 1024, CHUNK_LEN] {
                 assert_eq!(stepped(len, chunk_len, Simd::best()), whole, "{len} elements in chunks of {chunk_len}");

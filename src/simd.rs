@@ -73,6 +73,19 @@ impl fmt::Display for Simd {
     }
 }
 
+/// Asks for the cache line of an address, whatever is there: nothing is read.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "one instruction")]
+pub(crate) fn prefetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which is let pass at any address; every x86-64 has it.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Defines `$name(simd, ...)`: the function `$inlined`, which is `#[inline(always)]`, compiled once for every
 /// instruction set and chosen at run time.
 macro_rules! for_every_simd {
