@@ -1,0 +1,107 @@
+//! A list in memory.
+
+use crate::cases::{Case, Extra};
+use crate::limit::{self, Part, Value, Walk};
+use fused_adamw::AdamW;
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+use std::time::Instant;
+
+/// Parameters and gradients, with their optimizer, and with state of the limit's own.
+pub(crate) struct Tensors<P, G> {
+    opt: AdamW,
+    params: Vec<Vec<P>>,
+    grads: Vec<Vec<G>>,
+    state: State,
+    extra: Extra,
+}
+
+/// What is timed, whatever the types.
+pub(crate) trait Timed: Send {
+    fn step(&mut self);
+    /// Seconds of that many steps.
+    fn steps(&mut self, repeats: usize) -> f64;
+    /// Seconds of as many read-modify-writes.
+    fn limits(&mut self, walk: Walk, repeats: usize) -> f64;
+}
+
+impl<P: Value, G: Value> Tensors<P, G> {
+    /// After a first step, which touches the state's memory and reads masters.
+    pub(crate) fn new(opt: AdamW, case: &Case) -> Self {
+        let sections = 2 + usize::from(size_of::<P>() < 4) + usize::from(case.extra == Extra::Amsgrad);
+        let mut tensors = Self {
+            opt,
+            params: filled(&case.lens, 1.0),
+            grads: filled(&case.lens, 1e-2),
+            state: State::new(&case.lens, sections),
+            extra: case.extra,
+        };
+        tensors.step();
+        tensors
+    }
+}
+
+impl<P: Value, G: Value> Timed for Tensors<P, G> {
+    fn step(&mut self) {
+        self.opt.step(self.params.iter_mut().zip(&mut self.grads)).expect("the list is the registered one");
+    }
+
+    fn steps(&mut self, repeats: usize) -> f64 {
+        seconds(|| (0..repeats).for_each(|_| self.step()))
+    }
+
+    fn limits(&mut self, walk: Walk, repeats: usize) -> f64 {
+        let states = self.state.tensors();
+        let tensors = self.params.iter_mut().zip(&mut self.grads).zip(states);
+        let parts = tensors.flat_map(|((p, g), state)| Part::cut(p, g, state, walk)).collect();
+        let mut parts = limit::ordered(parts, walk);
+        seconds(|| (0..repeats).for_each(|_| limit::read_modify_write(&mut parts, self.extra)))
+    }
+}
+
+fn seconds(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "values below 1,013")]
+fn filled<T: Value>(lens: &[usize], scale: f32) -> Vec<Vec<T>> {
+    let value = |i: usize| T::of(scale * ((i % 1013) as f32 / 1013.0 - 0.4));
+    let pattern: Vec<T> = (0..1013).map(value).collect();
+    let tensor = |&len: &usize| pattern.iter().copied().cycle().take(len).collect();
+    lens.iter().map(tensor).collect()
+}
+
+/// m, v, and what else there is, in one allocation of sections, as the optimizer has it (`src/arena.rs`).
+struct State {
+    memory: Vec<f32>,
+    section: usize,
+    lens: Vec<usize>,
+}
+
+impl State {
+    /// Tensors begin at a multiple of so many elements.
+    const ALIGN: usize = 16;
+
+    fn new(lens: &[usize], sections: usize) -> Self {
+        const PAGE: usize = 1024;
+        // Sections are at different places of a page: `Layout::section` says why.
+        let section = lens.iter().map(|len| len.next_multiple_of(Self::ALIGN)).sum::<usize>();
+        let section = section.next_multiple_of(PAGE) + 21 * Self::ALIGN;
+        Self { memory: vec![0.5; sections * section], section, lens: lens.to_vec() }
+    }
+
+    /// By tensor, its part of each section.
+    fn tensors(&mut self) -> impl Iterator<Item = Vec<&mut [f32]>> {
+        let mut sections: Vec<&mut [f32]> = self.memory.chunks_mut(self.section).collect();
+        self.lens.iter().map(move |&len| sections.iter_mut().map(|section| Self::slot(section, len)).collect())
+    }
+
+    fn slot<'a>(section: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+        &mut section.split_off_mut(..len.next_multiple_of(Self::ALIGN)).unwrap_or_default()[..len]
+    }
+}
+
+pub(crate) fn pool(threads: usize) -> Result<ThreadPool, ThreadPoolBuildError> {
+    ThreadPoolBuilder::new().num_threads(threads).build()
+}
