@@ -36,7 +36,7 @@ impl Classes {
 
     /// Whether the tensors `has_grad` are those that have gradients.
     pub(crate) fn fit(&self, has_grad: &[bool]) -> bool {
-        self.of.iter().zip(has_grad).all(|(&class, &has)| self.list[class as usize].has_grad == has.into())
+        self.of.iter().zip(has_grad).all(|(&class, &has)| self.list[class as usize].has_grad == u32::from(has))
     }
 
     /// For a step in which other tensors have gradients: where some of a class have and some have not, these become a

@@ -7,6 +7,7 @@
 #![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
 #![allow(clippy::cast_possible_truncation, reason = "usize has 64 bits: src/lib.rs")]
 
+use crate::fma::{Fma, Fused};
 use crate::rounding::has;
 use crate::simd::{Simd, for_every_simd, prefetch};
 use crate::table::step_flags::{AMSGRAD, SKIP};
@@ -93,11 +94,11 @@ for_every_simd! {
 /// # Safety
 /// As for [`step_chunk`].
 #[inline(always)]
-unsafe fn step_chunk_inlined(row: &TensorRow, chunk: Chunk, s: &StepScalars) {
+unsafe fn step_chunk_inlined<F: Fma>(row: &TensorRow, chunk: Chunk, s: &StepScalars) {
     macro_rules! step {
         ($param:ty, $grad:ty) => {
             // SAFETY: the caller's promise, with the dtypes of the row.
-            unsafe { Arrays::<$param, $grad>::of(row, chunk) }.step(s)
+            unsafe { Arrays::<$param, $grad>::of(row, chunk) }.step::<F>(s)
         };
     }
     by_dtypes!(row, step)
@@ -144,16 +145,16 @@ impl<P: Float, G: Float> Arrays<'_, P, G> {
     }
 
     #[inline(always)]
-    fn step(mut self, s: &StepScalars) {
+    fn step<F: Fma>(mut self, s: &StepScalars) {
         self.init_masters();
         if has(s.flags, SKIP) {
             return;
         }
         let (weights, copies) = P::weights(self.param, self.master);
         if has(s.flags, AMSGRAD) {
-            walk::<P, G, true>(s, weights, copies, self.grad, self.m, self.v, self.vmax);
+            walk::<F, P, G, true>(s, weights, copies, self.grad, self.m, self.v, self.vmax);
         } else {
-            walk::<P, G, false>(s, weights, copies, self.grad, self.m, self.v, &mut []);
+            walk::<F, P, G, false>(s, weights, copies, self.grad, self.m, self.v, &mut []);
         }
     }
 }
@@ -190,7 +191,7 @@ pub(crate) unsafe fn slice<'a, T>(address: u64, chunk: Chunk) -> &'a [T] {
 /// In blocks of a length that the compiler knows, which leaves a place between them to ask for what comes. The processor
 /// sees by itself what is read next, but not far enough beside this arithmetic: 16M elements take a sixth longer without.
 #[inline(always)]
-fn walk<P: Float, G: Float, const AMSGRAD: bool>(
+fn walk<F: Fma, P: Float, G: Float, const AMSGRAD: bool>(
     s: &StepScalars,
     weights: &mut [f32],
     copies: &mut [P],
@@ -211,9 +212,9 @@ fn walk<P: Float, G: Float, const AMSGRAD: bool>(
         if AMSGRAD {
             prefetch_block(vmax, start + AHEAD);
         }
-        block::<P, G, AMSGRAD>(s, start..start + BLOCK, weights, copies, grad, m, v, vmax);
+        walk_block::<F, P, G, AMSGRAD>(s, start..start + BLOCK, weights, copies, grad, m, v, vmax);
     }
-    block::<P, G, AMSGRAD>(s, whole..weights.len(), weights, copies, grad, m, v, vmax);
+    walk_block::<F, P, G, AMSGRAD>(s, whole..weights.len(), weights, copies, grad, m, v, vmax);
 }
 
 /// Elements of a block: four cache lines of f32.
@@ -232,10 +233,59 @@ fn prefetch_block<T>(array: &[T], start: usize) {
     (0..BLOCK * size_of::<T>()).step_by(LINE).for_each(|line| prefetch(address.wrapping_byte_add(line)));
 }
 
-/// The loop. Slices of one length, said once before it, so that no index is checked inside it.
+/// Steps a block, and where that may leave doubts, a copy of it first, which is stored unless there is one.
 #[expect(clippy::too_many_arguments, reason = "slices in a struct may overlap, for all that the compiler knows")]
 #[inline(always)]
-fn block<P: Float, G: Float, const AMSGRAD: bool>(
+fn walk_block<F: Fma, P: Float, G: Float, const AMSGRAD: bool>(
+    s: &StepScalars,
+    at: Range<usize>,
+    weights: &mut [f32],
+    copies: &mut [P],
+    grad: &[G],
+    m: &mut [f32],
+    v: &mut [f32],
+    vmax: &mut [f32],
+) {
+    if !F::MAY_DOUBT {
+        return step_all::<P, G, AMSGRAD>(&Fused, s, at, weights, copies, grad, m, v, vmax);
+    }
+    let (fma, n) = (F::default(), at.len());
+    let mut stepped = [[0.0; BLOCK]; 4];
+    for (stepped, array) in stepped.iter_mut().zip([&*weights, m, v, vmax]) {
+        array.get(at.clone()).into_iter().for_each(|array| stepped[..n].copy_from_slice(array));
+    }
+    let ([p, m1, v1, x], narrow) = (&mut stepped, copies.get_mut(at.clone()).unwrap_or_default());
+    step_all::<P, G, AMSGRAD>(&fma, s, 0..n, p, narrow, &grad[at.clone()], m1, v1, x);
+    if fma.doubts() {
+        return step_exactly::<P, G, AMSGRAD>(s, at, weights, copies, grad, m, v, vmax);
+    }
+    for (stepped, array) in stepped.iter().zip([weights, m, v, vmax]) {
+        array.get_mut(at.clone()).into_iter().for_each(|array| array.copy_from_slice(&stepped[..n]));
+    }
+}
+
+/// It is rare, and so no part of the loop.
+#[cold]
+#[inline(never)]
+#[expect(clippy::too_many_arguments, reason = "as above")]
+fn step_exactly<P: Float, G: Float, const AMSGRAD: bool>(
+    s: &StepScalars,
+    at: Range<usize>,
+    weights: &mut [f32],
+    copies: &mut [P],
+    grad: &[G],
+    m: &mut [f32],
+    v: &mut [f32],
+    vmax: &mut [f32],
+) {
+    step_all::<P, G, AMSGRAD>(&Fused, s, at, weights, copies, grad, m, v, vmax);
+}
+
+/// The loop. Slices of one length, said once before it, so that no index is checked inside it.
+#[expect(clippy::too_many_arguments, reason = "as above")]
+#[inline(always)]
+fn step_all<P: Float, G: Float, const AMSGRAD: bool>(
+    fma: &impl Fma,
     s: &StepScalars,
     at: Range<usize>,
     weights: &mut [f32],
@@ -253,7 +303,7 @@ fn block<P: Float, G: Float, const AMSGRAD: bool>(
     for i in 0..weights.len() {
         let vmax_i = if AMSGRAD { vmax[i] } else { 0.0 };
         let mut e = Element { p: weights[i], m: m[i], v: v[i], vmax: vmax_i };
-        update(s, grad[i].widen(), &mut e);
+        update(fma, s, grad[i].widen(), &mut e);
         (weights[i], m[i], v[i]) = (e.p, e.m, e.v);
         if AMSGRAD {
             vmax[i] = e.vmax;
@@ -267,9 +317,12 @@ fn block<P: Float, G: Float, const AMSGRAD: bool>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fma::Wide;
     use crate::plan::Plan;
     use crate::scalars::step_scalars;
     use crate::table::Hyper;
+
+    const HYPER: Hyper = Hyper { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-2, flags: 0 };
 
     /// p, m, v of a tensor of `len` after a step in chunks of `chunk_len`.
     fn stepped(len: usize, chunk_len: u32, simd: Simd) -> [Vec<u32>; 3] {
@@ -280,11 +333,26 @@ mod tests {
         let [p, m, v] = arrays.each_mut().map(|array| array.as_mut_ptr().expose_provenance() as u64);
         let grad = grad.as_ptr().expose_provenance() as u64;
         let row = TensorRow { param: p, grad, m, v, flags: row_flags::HAS_GRAD, ..TensorRow::default() };
-        let hyper = Hyper { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-2, flags: 0 };
         let chunks: Vec<Chunk> = Plan::new(vec![len as u64], chunk_len).chunks().collect();
         // SAFETY: four arrays of `len` f32 each that nobody else uses, and the plan's chunks of such a tensor.
-        unsafe { run(simd, &chunks, &[row], &[step_scalars(&hyper, 3, 1.0)]) };
+        unsafe { run(simd, &chunks, &[row], &[step_scalars(&HYPER, 3, 1.0)]) };
         arrays.map(|array| array.into_iter().map(f32::to_bits).collect())
+    }
+
+    // m' = 0.25006103515625 * 4097 + m is a tie but for m, which no f64 sum of the two has: every block is in doubt.
+    #[test]
+    fn a_block_in_doubt_is_stepped_exactly_and_once() {
+        let s = StepScalars { lerp1: 4097.0 / 16384.0, ..step_scalars(&HYPER, 3, 1.0) };
+        let (n, tiny) = (2 * BLOCK + 5, |i: usize| if i < BLOCK { 1e-30 } else { -1e-30 });
+        let old = |i| Element { p: 1.0 + i as f32, m: tiny(i), v: 0.1, vmax: 0.0 };
+        let of = |field: fn(Element) -> f32| (0..n).map(|i| field(old(i))).collect::<Vec<f32>>();
+        let (mut p, mut m, mut v) = (of(|e| e.p), of(|e| e.m), of(|e| e.v));
+        walk::<Wide, f32, f32, false>(&s, &mut p, &mut [], &vec![4097.0; n], &mut m, &mut v, &mut []);
+        for i in 0..n {
+            let mut e = old(i);
+            update(&Fused, &s, 4097.0, &mut e);
+            assert_eq!([p[i], m[i], v[i]].map(f32::to_bits), [e.p, e.m, e.v].map(f32::to_bits), "element {i}");
+        }
     }
 
     // The longest takes the path of many threads.

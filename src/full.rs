@@ -12,6 +12,7 @@
 #![allow(clippy::needless_range_loop, reason = "several arrays of one length, which the compiler sees")]
 
 use crate::cpu::{Arrays, by_dtypes, slice_mut, tasks};
+use crate::fma::{Fma, Fused};
 use crate::norm::{BLOCK, LANES, of_block};
 use crate::rounding::{
     add_rn, add_wrap, canonical, div_rn, has, is_finite, max_nan, mul_rn, select, sqrt_rn, sub_rn, to_bits,
@@ -107,11 +108,11 @@ for_every_simd! {
 /// # Safety
 /// As for [`full_chunk`].
 #[inline(always)]
-unsafe fn full_chunk_inlined(row: &TensorRow, chunk: Chunk, s: &StepScalars, f: &FullParams) -> Sums {
+unsafe fn full_chunk_inlined<F: Fma>(row: &TensorRow, chunk: Chunk, s: &StepScalars, f: &FullParams) -> Sums {
     macro_rules! step {
         ($param:ty, $grad:ty) => {{
             // SAFETY: the caller's promise, with the dtypes of the row.
-            let sums = walk(unsafe { Arrays::<$param, $grad>::of(row, chunk) }, s, f);
+            let sums = walk::<F, _, _>(unsafe { Arrays::<$param, $grad>::of(row, chunk) }, s, f);
             if has(f.flags, ZERO_GRAD) {
                 // SAFETY: likewise; who has read them is done.
                 unsafe { slice_mut::<$grad>(row.grad, chunk) }.fill(<$grad>::default());
@@ -175,10 +176,20 @@ impl Tile {
     }
 
     #[inline(always)]
-    fn update(&mut self, s: &StepScalars) {
+    fn update<F: Fma>(&mut self, s: &StepScalars) {
+        let (fma, before) = (F::default(), (self.p, self.m, self.v, self.vmax));
+        self.update_by(&fma, s);
+        if fma.doubts() {
+            (self.p, self.m, self.v, self.vmax) = before;
+            self.update_by(&Fused, s);
+        }
+    }
+
+    #[inline(always)]
+    fn update_by(&mut self, fma: &impl Fma, s: &StepScalars) {
         for i in 0..self.len.min(TILE) {
             let mut e = Element { p: self.p[i], m: self.m[i], v: self.v[i], vmax: self.vmax[i] };
-            update(s, self.used[i], &mut e);
+            update(fma, s, self.used[i], &mut e);
             (self.p[i], self.m[i], self.v[i], self.vmax[i]) = (e.p, e.m, e.v, e.vmax);
         }
     }
@@ -227,7 +238,7 @@ impl Measured {
 }
 
 #[inline(always)]
-fn walk<P: Float, G: Float>(mut a: Arrays<'_, P, G>, s: &StepScalars, f: &FullParams) -> Sums {
+fn walk<F: Fma, P: Float, G: Float>(mut a: Arrays<'_, P, G>, s: &StepScalars, f: &FullParams) -> Sums {
     a.init_masters();
     let (scale, skip, measures) = (s.grad_scale, has(s.flags, SKIP), has(f.flags, METRICS));
     let s = StepScalars { grad_scale: 1.0, ..*s };
@@ -239,7 +250,7 @@ fn walk<P: Float, G: Float>(mut a: Arrays<'_, P, G>, s: &StepScalars, f: &FullPa
         tile.load(&a, weights, start);
         tile.clamp(scale, f.max_grad_value);
         if !skip {
-            tile.update(&s);
+            tile.update::<F>(&s);
             tile.store(&mut a, weights, copies, start);
         }
         if measures {
@@ -247,4 +258,26 @@ fn walk<P: Float, G: Float>(mut a: Arrays<'_, P, G>, s: &StepScalars, f: &FullPa
         }
     }
     measured.total()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fma::Wide;
+    use crate::scalars::step_scalars;
+    use crate::table::Hyper;
+
+    // m' = 0.25006103515625 * 4097 + m is a tie but for m, as in cpu.rs.
+    #[test]
+    fn a_tile_in_doubt_is_stepped_exactly_and_once() {
+        let hyper = Hyper { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-2, flags: 0 };
+        let s = StepScalars { lerp1: 4097.0 / 16384.0, ..step_scalars(&hyper, 3, 1.0) };
+        let stepped = |update: fn(&mut Tile, &StepScalars)| {
+            let mut tile = Tile::new();
+            (tile.len, tile.p, tile.m, tile.used) = (TILE - 3, [1.0; TILE], [1e-30; TILE], [4097.0; TILE]);
+            update(&mut tile, &s);
+            (tile.p, tile.m, tile.v)
+        };
+        assert_eq!(stepped(Tile::update::<Wide>), stepped(Tile::update::<Fused>));
+    }
 }

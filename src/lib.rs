@@ -51,6 +51,7 @@
 //! | `accumulate.rs` | gradients of several passes, added up | `cuda/accumulate.cuh` |
 //! | `update.rs` | **one element**, equations (0) to (5): the oracle | `cuda/update.cuh` |
 //! | `cpu.rs`, `simd.rs` | walks the plan on the CPU | beside `cuda/adamw.cu`, `cuda/vec.cuh` |
+//! | `fma.rs` | the fused multiply-add, for processors without it too | |
 //! | `full.rs` | the update that clamps, zeroes and measures as well | `cuda/full.cuh` |
 //! | `collect.rs`, `metrics.rs` | what was measured, by chunk, by tensor, and as the user reads it | `cuda/collect.cuh` |
 //! | `cuda_device.rs`, `cuda_view.rs`, `cuda_table.rs` | loads the PTX; tensors on a GPU; memory of the optimizer's own there | |
@@ -104,6 +105,7 @@ mod decide;
 mod device;
 mod engine;
 mod error;
+mod fma;
 mod full;
 mod metrics;
 mod norm;

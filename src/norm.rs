@@ -7,7 +7,8 @@
 #![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
 
 use crate::cpu::{slice, tasks};
-use crate::rounding::{add_rn, add_rn64, canonical, fma_rn, is_finite, to_f64};
+use crate::fma::{Fma, Fused};
+use crate::rounding::{add_rn, add_rn64, canonical, is_finite, to_f64};
 use crate::simd::{Simd, for_every_simd};
 use crate::table::{Chunk, Squares, TensorRow, dtypes, row_flags};
 use crate::tensor::Float;
@@ -52,29 +53,42 @@ for_every_simd! {
 /// # Safety
 /// As for [`of_chunk`].
 #[inline(always)]
-unsafe fn of_chunk_inlined(row: &TensorRow, chunk: Chunk) -> Squares {
+unsafe fn of_chunk_inlined<F: Fma>(row: &TensorRow, chunk: Chunk) -> Squares {
     match row.grad_dtype {
         // SAFETY: (all three) the caller's promise, with the dtype of the row.
-        dtypes::F32 => of(unsafe { slice::<f32>(row.grad, chunk) }),
+        dtypes::F32 => of::<F, _>(unsafe { slice::<f32>(row.grad, chunk) }),
         // SAFETY: see above.
-        dtypes::F16 => of(unsafe { slice::<f16>(row.grad, chunk) }),
+        dtypes::F16 => of::<F, _>(unsafe { slice::<f16>(row.grad, chunk) }),
         // SAFETY: see above.
-        _ => of(unsafe { slice::<bf16>(row.grad, chunk) }),
+        _ => of::<F, _>(unsafe { slice::<bf16>(row.grad, chunk) }),
     }
 }
 
 #[inline(always)]
-fn of<G: Float>(grad: &[G]) -> Squares {
+fn of<F: Fma, G: Float>(grad: &[G]) -> Squares {
     let mut sums = [0.0_f32; SUMS];
     let mut non_finite = 0;
     for row in grad.chunks(SUMS) {
-        for (sum, g) in sums.iter_mut().zip(row) {
-            let g = g.widen();
-            *sum = fma_rn(g, g, *sum);
-            non_finite += u32::from(!is_finite(g));
+        let (fma, before) = (F::default(), sums);
+        non_finite += add(&fma, &mut sums, row);
+        if fma.doubts() {
+            sums = before;
+            add(&Fused, &mut sums, row);
         }
     }
     Squares { sum: canonical(tree(&sums)), non_finite }
+}
+
+/// Adds a row to the sums; how many of it are not finite.
+#[inline(always)]
+fn add<G: Float>(fma: &impl Fma, sums: &mut [f32; SUMS], row: &[G]) -> u32 {
+    let mut non_finite = 0;
+    for (sum, g) in sums.iter_mut().zip(row) {
+        let g = g.widen();
+        *sum = fma.fma_rn(g, g, *sum);
+        non_finite += u32::from(!is_finite(g));
+    }
+    non_finite
 }
 
 #[inline(always)]
@@ -126,6 +140,7 @@ pub(crate) fn total(squares: &[Squares], chunks: &[Chunk], bad: &[u32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fma::Wide;
 
     // Against f64, for lengths around a lane's, a row's and a chunk's.
     #[test]
@@ -133,7 +148,7 @@ mod tests {
         for len in [0, 1, 7, 8, 9, 255, 256, 257, 2047, 2048, 2049, 8191, 8192] {
             let grad: Vec<f32> = (0..len).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
             let exact: f64 = grad.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
-            approx::assert_relative_eq!(f64::from(of(&grad).sum), exact, max_relative = 1e-6);
+            approx::assert_relative_eq!(f64::from(of::<Fused, _>(&grad).sum), exact, max_relative = 1e-6);
         }
     }
 
@@ -141,9 +156,9 @@ mod tests {
     fn what_is_not_finite_is_counted_and_shows_in_the_sum() {
         let mut grad = vec![1.0_f32; 3000];
         (grad[5], grad[2999]) = (f32::NEG_INFINITY, f32::INFINITY);
-        assert_eq!(of(&grad), Squares { sum: f32::INFINITY, non_finite: 2 });
+        assert_eq!(of::<Fused, _>(&grad), Squares { sum: f32::INFINITY, non_finite: 2 });
         grad[7] = f32::from_bits(0xffc1_2345);
-        assert_eq!((of(&grad).sum.to_bits(), of(&grad).non_finite), (0x7fc0_0000, 3));
+        assert_eq!((of::<Fused, _>(&grad).sum.to_bits(), of::<Fused, _>(&grad).non_finite), (0x7fc0_0000, 3));
     }
 
     #[test]
@@ -153,8 +168,18 @@ mod tests {
         let chunk = Chunk { start: 8, tensor: 0, len: 4990 };
         for simd in [Simd::Portable, Simd::Avx2, Simd::Avx512].into_iter().filter(|simd| simd.is_available()) {
             // SAFETY: a chunk inside `grad`, which nobody writes, and a `Simd` that is available.
-            assert_eq!(unsafe { of_chunk(simd, &row, chunk) }, of(&grad[8..4998]));
+            assert_eq!(unsafe { of_chunk(simd, &row, chunk) }, of::<Fused, _>(&grad[8..4998]));
         }
+    }
+
+    // 4097 * 4097 is a tie but for the sum before it, 1e-30: the second row is in doubt.
+    #[test]
+    fn a_row_in_doubt_is_added_exactly_and_once() {
+        let mut grad = vec![0.0_f32; SUMS + 8];
+        (grad[0], grad[SUMS]) = (1e-15, 4097.0);
+        assert_eq!(of::<Wide, _>(&grad), of::<Fused, _>(&grad));
+        grad[SUMS + 7] = f32::NAN;
+        assert_eq!(of::<Wide, _>(&grad).non_finite, 1);
     }
 
     #[test]

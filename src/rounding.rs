@@ -42,12 +42,6 @@ pub(crate) fn sqrt_rn(a: f32) -> f32 {
     a.sqrt()
 }
 
-/// `a * b + c`, rounded once.
-#[inline(always)]
-pub(crate) fn fma_rn(a: f32, b: f32, c: f32) -> f32 {
-    a.mul_add(b, c)
-}
-
 #[inline(always)]
 pub(crate) fn add_rn64(a: f64, b: f64) -> f64 {
     a + b

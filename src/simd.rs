@@ -13,8 +13,8 @@ use std::fmt;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Simd {
-    /// What the binary was built for: NEON on aarch64. Plain x86-64 has no fused multiply-add, so that each one is
-    /// a call of the math library, exact and slow.
+    /// What the binary was built for: NEON on aarch64. Plain x86-64 has no fused multiply-add: f64 arithmetic stands
+    /// in for it, exact and slower.
     Portable,
     /// AVX2 and FMA.
     Avx2,
@@ -86,8 +86,15 @@ pub(crate) fn prefetch<T>(address: *const T) {
     let _ = address;
 }
 
-/// Defines `$name(simd, ...)`: the function `$inlined`, which is `#[inline(always)]`, compiled once for every
-/// instruction set and chosen at run time.
+/// Who multiplies and adds in portable code. Of the processors of 64 bits, only x86-64 before 2013 is without the
+/// instruction; a binary may be built for later ones alone.
+#[cfg(not(all(target_arch = "x86_64", not(target_feature = "fma"))))]
+pub(crate) type PortableFma = crate::fma::Fused;
+#[cfg(all(target_arch = "x86_64", not(target_feature = "fma")))]
+pub(crate) type PortableFma = crate::fma::Wide;
+
+/// Defines `$name(simd, ...)`: the function `$inlined`, which is `#[inline(always)]` and generic over
+/// [`Fma`](crate::fma::Fma), compiled once for every instruction set and chosen at run time.
 macro_rules! for_every_simd {
     ($(#[$doc:meta])* unsafe fn $name:ident($($arg:ident: $type:ty),+) -> $out:ty, by $inlined:ident) => {
         $(#[$doc])*
@@ -96,13 +103,13 @@ macro_rules! for_every_simd {
             #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
             unsafe fn avx512($($arg: $type),+) -> $out {
                 // SAFETY: the caller's promise.
-                unsafe { $inlined($($arg),+) }
+                unsafe { $inlined::<$crate::fma::Fused>($($arg),+) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             unsafe fn avx2($($arg: $type),+) -> $out {
                 // SAFETY: the caller's promise.
-                unsafe { $inlined($($arg),+) }
+                unsafe { $inlined::<$crate::fma::Fused>($($arg),+) }
             }
             match simd {
                 #[cfg(target_arch = "x86_64")]
@@ -112,7 +119,7 @@ macro_rules! for_every_simd {
                 // SAFETY: likewise.
                 $crate::simd::Simd::Avx2 => unsafe { avx2($($arg),+) },
                 // SAFETY: likewise.
-                _ => unsafe { $inlined($($arg),+) },
+                _ => unsafe { $inlined::<$crate::simd::PortableFma>($($arg),+) },
             }
         }
     };

@@ -6,6 +6,7 @@
 
 use crate::control::{Alarm, Control, Decay, LossScale, NonFinite, Schedule};
 use crate::decide::decide;
+use crate::fma::Fused;
 use crate::rounding::{bf16_to_f32, f16_to_f32, f32_to_bf16_rn, f32_to_f16_rn};
 use crate::scalars::step_scalars;
 use crate::table::{ControlParams, ControlState, Element, Hyper, ScheduleParams, StepScalars, step_flags};
@@ -275,7 +276,7 @@ fn update_has_the_same_bits_in_cpp_over_a_million_elements() {
         let mut e = Element { p, m, v: v.abs(), vmax: vmax.abs() };
         input.extend(scalar_words(&s));
         input.extend([g, e.p, e.m, e.v, e.vmax].map(f32::to_bits));
-        update(&s, g, &mut e);
+        update(&Fused, &s, g, &mut e);
         wanted.extend([e.p, e.m, e.v, e.vmax].map(f32::to_bits));
         flags_seen |= s.flags;
     }

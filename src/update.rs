@@ -3,13 +3,15 @@
 
 #![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
 
-use crate::rounding::{canonical, div_rn, fma_rn, has, max_nan, mul_rn, select, sqrt_rn, sub_rn};
+use crate::fma::Fma;
+use crate::rounding::{canonical, div_rn, has, max_nan, mul_rn, select, sqrt_rn, sub_rn};
 use crate::table::step_flags::{AMSGRAD, L2, SMALL_BETA1, SMALL_BETA2};
 use crate::table::{Element, StepScalars};
 
 /// Steps `e` by the gradient `grad`. `e.vmax` is read with AMSGrad only.
 #[inline(always)]
-pub(crate) fn update(s: &StepScalars, grad: f32, e: &mut Element) {
+pub(crate) fn update(fma: &impl Fma, s: &StepScalars, grad: f32, e: &mut Element) {
+    let fma_rn = |a, b, c| fma.fma_rn(a, b, c);
     // twin: update {
     let g1 = mul_rn(grad, s.grad_scale);
     // (0) Adam only: weight decay as an L2 term of the gradient
@@ -35,13 +37,14 @@ pub(crate) fn update(s: &StepScalars, grad: f32, e: &mut Element) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fma::Fused;
     use crate::scalars::step_scalars;
     use crate::table::Hyper;
 
     const H: Hyper = Hyper { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, flags: 0 };
 
     fn stepped(h: Hyper, g: f32, mut e: Element) -> Element {
-        update(&step_scalars(&h, 1, 1.0), g, &mut e);
+        update(&Fused, &step_scalars(&h, 1, 1.0), g, &mut e);
         e
     }
 

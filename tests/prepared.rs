@@ -1,5 +1,7 @@
 //! A prepared step is the step it stands for, on the CPU; on a GPU: `tests/cuda/prepared.rs`.
 
+#![allow(clippy::unwrap_used, clippy::cast_precision_loss, reason = "a test fails by panicking, and makes values of indices")]
+
 use fused_adamw::{AdamW, AdamWConfig, Control, Device, Dtype, Error, Grad, Pair, Param, StepOptions, TensorSpec};
 use half::bf16;
 use proptest::prelude::*;
@@ -34,8 +36,10 @@ impl Model {
         let pair = |i: usize| {
             let (p, dtype) = params[i];
             let g = self.grads[i].as_ptr() as u64;
-            // SAFETY: as many elements at each address, and used by nobody but between steps.
-            let (p, g) = unsafe { (Param::from_raw(p, dtype, LENS[i]), Grad::from_raw(g, Dtype::F32, LENS[i])) };
+            // SAFETY: (both) as many elements at each address, and used by nobody but between steps.
+            let p = unsafe { Param::from_raw(p, dtype, LENS[i]) };
+            // SAFETY: see above.
+            let g = unsafe { Grad::from_raw(g, Dtype::F32, LENS[i]) };
             if has_grad[i] { Pair::new(p, g) } else { Pair::without_grad(p) }
         };
         (0..4).map(pair).collect()

@@ -1,0 +1,173 @@
+//! `a * b + c` with one rounding: by the processor, or for those without such an instruction in f64 arithmetic, which
+//! the compiler vectorizes. The bits are the same.
+
+#![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
+
+use std::cell::Cell;
+
+/// Who multiplies and adds, chosen with the instruction set (`simd.rs`).
+pub(crate) trait Fma: Default {
+    /// Whether there is ever a doubt.
+    const MAY_DOUBT: bool;
+
+    /// `a * b + c`, rounded once; or not quite that, and then there is a doubt.
+    fn fma_rn(&self, a: f32, b: f32, c: f32) -> f32;
+
+    /// Whether one of the results so far may be wrong.
+    fn doubts(&self) -> bool;
+}
+
+/// The processor. Where it has no such instruction this is a call of the math library, exact and slow.
+#[derive(Default)]
+pub(crate) struct Fused;
+
+impl Fma for Fused {
+    const MAY_DOUBT: bool = false;
+
+    #[inline(always)]
+    fn fma_rn(&self, a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn doubts(&self) -> bool {
+        false
+    }
+}
+
+/// f64 arithmetic, which rounds twice: the sum to f64, and that to f32.
+///
+/// The product is exact: 24 + 24 of 53 bits, of size 2^-298 to 2^256, as is a sum that is not 0. Zeros, infinities and
+/// NaN come out as they should. Rounding keeps the order, and every tie (the middle between two neighbours in f32) is
+/// an f64: so the second rounding errs only where the first one met a tie, coming from beside it. There is a doubt
+/// wherever that can be:
+///
+/// - Ties from 2^-126 up, the one before infinity included, have 25 bits: the lower 29 are [`HALF`] ([`is_tie`]).
+/// - A sum below 2^-126 that is not exact: f64 has its bits down to 2^-179 at least, and `c` ends at 2^-149; so the
+///   product goes further down, and with its 48 bits is less than 2^-131. `c` is not 0, or the sum were the product;
+///   it is less than 2^-125 ([`is_tiny`]).
+/// - Neither matters if the product has 24 bits, as those of 16-bit numbers do, for which exact ties are frequent. Two
+///   numbers of 24 bits have an exact sum unless one is at least 2^28 times the other. That one is an f32 (or beyond
+///   the largest): `c` is, and a product of 2^28 times some `c` is above 2^-126. No tie is as near to it as the sum.
+#[derive(Default)]
+#[allow(dead_code, reason = "for processors without the instruction")]
+pub(crate) struct Wide {
+    doubt: Cell<bool>,
+}
+
+/// A half of the last place of an f32, in the bits of the f64.
+const HALF: u32 = 1 << 28;
+/// The bits of an f64, in its lower word, that an f32 does not have.
+const BELOW: u32 = 2 * HALF - 1;
+
+impl Fma for Wide {
+    const MAY_DOUBT: bool = true;
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the rounding is the point")]
+    fn fma_rn(&self, a: f32, b: f32, c: f32) -> f32 {
+        let product = f64::from(a) * f64::from(b);
+        let sum = product + f64::from(c);
+        let is_long = lower(product) & BELOW != 0;
+        self.doubt.set(self.doubt.get() | (is_long & (is_tie(sum) | is_tiny(c))));
+        sum as f32
+    }
+
+    #[inline(always)]
+    fn doubts(&self) -> bool {
+        self.doubt.get()
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the lower word is the point")]
+fn lower(x: f64) -> u32 {
+    x.to_bits() as u32
+}
+
+#[inline(always)]
+fn is_tie(x: f64) -> bool {
+    lower(x) & BELOW == HALF
+}
+
+/// Less than 2^-125, and not 0, which wraps: without its sign, the bits of the one are less than those of the other.
+#[inline(always)]
+fn is_tiny(x: f32) -> bool {
+    (x.to_bits() << 1).wrapping_sub(1) < (2 << 24) - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    const ROUNDS: usize = if cfg!(debug_assertions) { 100_000 } else { 4_000_000 };
+
+    /// Whether [`Wide`] is in doubt, and whether it is wrong.
+    fn wide([a, b, c]: [f32; 3]) -> (bool, bool) {
+        let wide = Wide::default();
+        let (ours, exact) = (wide.fma_rn(a, b, c), Fused.fma_rn(a, b, c));
+        (wide.doubts(), ours.to_bits() != exact.to_bits() && !(ours.is_nan() && exact.is_nan()))
+    }
+
+    /// Bits kept of a random number: with few, ties and cancellations are frequent.
+    fn few_bits(random: &mut StdRng, exponents: std::ops::Range<u32>) -> f32 {
+        let kept = !0 << random.random_range(0..24);
+        f32::from_bits(
+            random.random::<u32>() & (0x8000_0000 | 0x007f_ffff & kept) | random.random_range(exponents) << 23,
+        )
+    }
+
+    /// A product of 25 bits, which is a tie, and an addend that is far below it.
+    fn beside_a_tie(random: &mut StdRng) -> [f32; 3] {
+        let factor = |random: &mut StdRng| f32::from(random.random_range(0x1000..=0x16a0_u16) | 1);
+        let scale = 2.0_f32.powi(random.random_range(-60..60));
+        let tiny = if random.random() { 1.0_f32 } else { -1.0 } * scale * 2.0_f32.powi(random.random_range(-40..-30));
+        [factor(random) * scale, factor(random), tiny]
+    }
+
+    /// Half a place of a subnormal addend, but for less than f64 has of the sum: (1 + x) (1 - x), (1 + x) (1 - x + x^2).
+    fn subnormal(random: &mut StdRng) -> [f32; 3] {
+        let below = 2.0_f32.powi(-random.random_range(15..24));
+        let above = 2.0_f32.powi(-random.random_range(10..12));
+        let [a, b] =
+            [[1.0 + below, 1.0 - below], [1.0 + above, 1.0 - above + above * above]][random.random_range(0..2)];
+        let scale = 2.0_f32.powi(-75);
+        [a * scale, b * scale, f32::from_bits(random.random_range(0x0040_0000..0x0100_0000))]
+    }
+
+    #[test]
+    fn what_is_not_doubted_is_right() {
+        let mut random = StdRng::seed_from_u64(5);
+        let mut wrong = [0; 4];
+        for _ in 0..ROUNDS {
+            let inputs = [
+                [(); 3].map(|()| f32::from_bits(random.random())),
+                [(); 3].map(|()| few_bits(&mut random, 100..150)),
+                beside_a_tie(&mut random),
+                subnormal(&mut random),
+            ];
+            for (wrong, input) in wrong.iter_mut().zip(inputs) {
+                let (is_doubted, is_wrong) = wide(input);
+                assert!(is_doubted || !is_wrong, "{input:?}");
+                *wrong += usize::from(is_wrong);
+            }
+        }
+        assert!(wrong[2].min(wrong[3]) > ROUNDS / 10, "the inputs are hard: {wrong:?}");
+    }
+
+    // Doubts cost time: a step of such numbers must be without them.
+    #[test]
+    fn numbers_of_16_bits_and_most_others_are_not_doubted() {
+        let mut random = StdRng::seed_from_u64(6);
+        let mut doubts = 0;
+        for _ in 0..ROUNDS {
+            let [a, b, c] = [(); 3].map(|()| random.random_range(-2.0_f32..2.0));
+            let short = |x: f32| half::f16::from_f32(x).to_f32();
+            assert!(!wide([short(a), short(b), c]).0, "{a:e} {b:e} {c:e}");
+            doubts += usize::from(wide([a, b, c]).0);
+        }
+        assert!(doubts <= ROUNDS / 10_000, "{doubts}");
+    }
+}
