@@ -61,7 +61,7 @@ impl Launcher {
             let table = Table::zeros(&self.device.stream, rows.len(), "allocate the table of sums")?;
             self.sums = Some((table, Vec::new(), self.device.function("accumulate")?));
         }
-        let Some((table, uploaded, kernel)) = &mut self.sums else { return Ok(()) };
+        let Some((table, uploaded, kernel)) = self.sums.as_mut().filter(|_| self.blocks > 0) else { return Ok(()) };
         upload_changed(table, uploaded, rows, "upload the table of sums")?;
         let mut launch = self.device.stream.launch_builder(kernel);
         launch.arg(&table.address).arg(&self.chunks.address).arg(&first);

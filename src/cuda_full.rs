@@ -9,7 +9,7 @@ use crate::controller::Tables;
 use crate::cuda::BLOCK;
 use crate::cuda_control::count;
 use crate::cuda_device::CudaDevice;
-use crate::cuda_table::{Table, is_capturing, while_doing};
+use crate::cuda_table::{Table, is_capturing, refuse_capture, while_doing};
 use crate::error::Result;
 use crate::metrics::Record;
 use crate::table::{CollectTables, ControlState, FullParams, Sums, TensorSums, full_flags};
@@ -189,7 +189,9 @@ impl Recorder {
     }
 
     fn newest(&mut self) -> Result<Option<Record>> {
-        if self.captured && !is_capturing(&self.device.stream)? {
+        // To ask an event would end the capture with an error.
+        refuse_capture(&self.device.stream)?;
+        if self.captured {
             self.send()?;
         }
         let mut newest: Option<&Place> = None;

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::overlap;
 use crate::scalars::step_scalars;
 use crate::table::{Class, StepScalars, TensorRow, row_flags};
-use crate::tensor::Pair;
+use crate::tensor::{Elements, GradView, Pair};
 
 impl AdamW {
     /// Steps every tensor that has a gradient: one launch on a GPU, one walk over all elements on the CPU.
@@ -127,7 +127,7 @@ impl AdamW {
         if !self.prepared {
             return Err(Error::NotPrepared);
         }
-        if self.todo == Todo::Step {
+        if self.todo == Todo::Step || self.todo == Todo::Count && self.control.is_some() {
             self.refuse_capture()?;
         }
         self.run(options)
@@ -153,7 +153,9 @@ impl AdamW {
         let (mut pairs, mut asked, mut same, mut actual) = (pairs.fuse(), false, true, 0);
         self.next_named.clear();
         for (tensor, pair) in self.tensors.iter().zip(&mut pairs) {
-            if !asked && pair.grad.0.as_ref().is_some_and(|grad| grad.len > 0) {
+            // With a control a step of no elements is one, too.
+            let works = |grad: &Elements<GradView<'p>>| grad.len > 0 || self.control.is_some();
+            if !asked && pair.grad.0.as_ref().is_some_and(works) {
                 self.refuse_capture()?;
                 asked = true;
             }

@@ -199,6 +199,7 @@ DRIVER cuEventSynchronize(Event* event) {
 }
 DRIVER cuEventQuery(Event* event) {
     CALL(nullptr);
+    if (const int code = refused_in_any_capture(current)) return code;
     if (events[event].capture) return CAPTURED_EVENT;
     return query(events[event].clock, events[event].asked);
 }
