@@ -1,5 +1,5 @@
-// What a step is to be, given the norm of its gradients: its multiplier, whether it is skipped, the next loss scale,
-// the learning rate's factor. One thread's work, in f64. Twin: src/decide.rs.
+// What a step is to be, given the norm of its gradients and RMS_t of the step before: its multiplier, whether it is
+// skipped, the next loss scale, the learning rate's factor. One thread's work, in f64. Twin: src/decide.rs.
 #pragma once
 #include "rounding.cuh"
 
@@ -63,43 +63,81 @@ DEVICE void next_loss_scale(const ControlParams& c, bool finite, ControlState& s
     // } twin
 }
 
-// Whether the norm is too far above its running mean; and mean and variance with it.
-DEVICE bool watch(const ControlParams& c, f64 norm, ControlState& s) {
-    // twin: watch {
-    const f64 limit = fma_rn64(c.alarm_sigmas, sqrt_rn64(s.norm_variance), s.norm_mean);
-    const bool watched = has(c.flags, ALARM) & is_finite64(norm);
-    const bool alarm = watched & (s.norms >= c.alarm_steps) & (norm > limit);
-    // One spike must not hide the next: it counts as the limit.
-    const f64 seen = select(alarm, limit, norm);
-    const u64 norms = select(s.norms < c.alarm_steps, add_wrap64(s.norms, 1), c.alarm_steps);
-    // At first a plain mean, then an exponential one.
-    const f64 weight = div_rn64(1.0, count_to_f64(norms));
-    const f64 apart = sub_rn64(seen, s.norm_mean);
-    const f64 variance = mul_rn64(sub_rn64(1.0, weight), fma_rn64(mul_rn64(weight, apart), apart, s.norm_variance));
-    s.norm_mean = select(watched, fma_rn64(weight, apart, s.norm_mean), s.norm_mean);
-    s.norm_variance = select(watched, variance, s.norm_variance);
-    s.norms = select(watched, norms, s.norms);
-    s.alarm = select(alarm, 1u, 0u);
-    s.alarms = add_wrap64(s.alarms, select(alarm, 1ull, 0ull));
-    return alarm;
+// RMS_t of one tensor, squared; -1 if the step was not applied to it, or left it none.
+DEVICE Peak peak_of(const TensorSums& sums, u64 len, u32 tensor) {
+    Peak x;
+    // twin: peak_of {
+    const f64 square = div_rn64(sums.ratio, count_to_f64(len));
+    const bool counts = has(sums.flags, STEPPED) & is_finite64(square);
+    x.square = select(counts, square, -1.0);
+    x.tensor = tensor;
+    return x;
     // } twin
 }
 
-// `squares` is the sum of the gradients' squares as they lie in memory; `non_finite` of them are NaN or infinite.
-DEVICE void decide(const ControlParams& c, f64 squares, u64 non_finite, f64 listed, f64 grad_scale, ControlState& s) {
+DEVICE Peak larger(const Peak& a, const Peak& b) {
+    Peak x;
+    // twin: larger {
+    // Of equals the first, in whatever order they meet.
+    const bool later = (b.square > a.square) | ((b.square == a.square) & (b.tensor < a.tensor));
+    x.square = select(later, b.square, a.square);
+    x.tensor = select(later, b.tensor, a.tensor);
+    return x;
+    // } twin
+}
+
+// What an alarm has come to with one more value: whether that is too far above the mean; and mean and variance with it.
+DEVICE AlarmState watch(const AlarmParams& a, f64 value, const AlarmState& s) {
+    AlarmState x;
+    // twin: watch {
+    const f64 limit = fma_rn64(a.sigmas, sqrt_rn64(s.variance), s.mean);
+    const bool counts = has(a.flags, ALARM) & is_finite64(value);
+    const bool raised = counts & (s.count >= a.steps) & (value > limit);
+    // One spike must not hide the next: it counts as the limit.
+    const f64 seen = select(raised, limit, value);
+    const u64 count = select(s.count < a.steps, add_wrap64(s.count, 1), a.steps);
+    // At first a plain mean, then an exponential one.
+    const f64 weight = div_rn64(1.0, count_to_f64(count));
+    const f64 apart = sub_rn64(seen, s.mean);
+    const f64 variance = mul_rn64(sub_rn64(1.0, weight), fma_rn64(mul_rn64(weight, apart), apart, s.variance));
+    x.mean = select(counts, fma_rn64(weight, apart, s.mean), s.mean);
+    x.variance = select(counts, variance, s.variance);
+    x.count = select(counts, count, s.count);
+    x.alarms = add_wrap64(s.alarms, select(raised, 1ull, 0ull));
+    x.raised = select(raised, 1ull, 0ull);
+    return x;
+    // } twin
+}
+
+DEVICE bool skips(const AlarmParams& a, const AlarmState& s) {
+    // twin: skips {
+    return has(a.flags, SKIP_ALARM) & (s.raised != 0);
+    // } twin
+}
+
+// `squares` is the sum of the gradients' squares as they lie in memory; `non_finite` of them are NaN or infinite. `peak` is
+// of the step before.
+DEVICE void decide(const ControlParams& c, f64 squares, u64 non_finite, const Peak& peak, f64 listed, f64 grad_scale,
+                   ControlState& s) {
     // twin: decide {
     const f64 unscale = div_rn64(grad_scale, to_f64(s.loss_scale));
     const f64 norm = mul_rn64(sqrt_rn64(squares), unscale);
     // The squares of finite gradients may not be: such a norm is as bad.
     const bool finite = (non_finite == 0) & is_finite64(norm);
-    const bool alarm = watch(c, norm, s);
-    const bool skip = (has(c.flags, SKIP_STEP) & !finite) | (has(c.flags, SKIP_ALARM) & alarm);
+    // Without a peak NaN, which no alarm counts.
+    const f64 rms = sqrt_rn64(peak.square);
+    s.norm_alarm = watch(c.norm_alarm, norm, s.norm_alarm);
+    s.rms_alarm = watch(c.rms_alarm, rms, s.rms_alarm);
+    const bool alarm = skips(c.norm_alarm, s.norm_alarm) | skips(c.rms_alarm, s.rms_alarm);
+    const bool skip = (has(c.flags, SKIP_STEP) & !finite) | alarm;
     const f64 clip = select(has(c.flags, CLIP_NORM), clip_factor(norm, c.max_grad_norm), 1.0);
     s.grad_norm = canonical64(norm);
     s.unscale = unscale;
     s.grad_scale = canonical64(mul_rn64(unscale, clip));
     s.lr_factor = schedule_factor(c.schedule, s.applied, listed);
     s.non_finite = non_finite;
+    s.rms = select(is_finite64(rms), rms, 0.0);
+    s.rms_tensor = peak.tensor;
     s.skip = select(skip, 1u, 0u);
     s.applied = add_wrap64(s.applied, select(skip, 0ull, 1ull));
     s.skipped = add_wrap64(s.skipped, select(skip, 1ull, 0ull));

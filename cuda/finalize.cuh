@@ -35,15 +35,39 @@ DEVICE f64 listed(const ScheduleParams& s, u64 applied) {
     return global<const f64>(s.list)[applied < s.list_len ? applied : s.list_len - 1];
 }
 
-// One thread's work.
-DEVICE ControlState next_state(const FinalizeTables& t, const ControlParams& c, f64 squares, u64 non_finite) {
+DEVICE Peak from_lane(const Peak& x, u32 apart) {
+    return {from_lane(x.square, apart), from_lane(x.tensor, apart)};
+}
+
+DEVICE const ControlState& last_state(const FinalizeTables& t) {
+    return global<const ControlState>(t.state)[t.undo ? 1 : 0];
+}
+
+// It is not, if that one could not be made.
+DEVICE bool record_is_of_last_step(const FinalizeTables& t) {
+    const ControlState &recorded = *global<const ControlState>(t.record), &last = last_state(t);
+    return recorded.applied + recorded.skipped == last.applied + last.skipped;
+}
+
+// The largest RMS_t of a tensor in the last step, if it is asked for; known to the first warp. All threads call it. No
+// early return: NVRTC 12.0 does not come to an end then.
+DEVICE Peak last_peak(const FinalizeTables& t) {
+    Peak peak = {-1, 0};
+    const TensorSums* const sums = global<const TensorSums>(t.record + sizeof(ControlState));
+    const u32 recorded = t.lens && record_is_of_last_step(t) ? t.tensor_count : 0;
+    for_each(recorded, [&](u32 i) { peak = larger(peak, peak_of(sums[i], global<const u64>(t.lens)[i], i)); });
+    return block_sum<FINALIZE_BLOCK>(peak, [](const Peak& a, const Peak& b) { return larger(a, b); });
+}
+
+// One thread's work. `s` is in shared memory: all of it does not fit into registers.
+DEVICE void next_state(const FinalizeTables& t, const ControlParams& c, f64 squares, u64 non_finite, const Peak& peak,
+                       ControlState& s) {
     ControlState* const states = global<ControlState>(t.state);
-    ControlState s = states[t.undo ? 1 : 0];
+    s = last_state(t);
     states[1] = s;
     const f64 scalar = t.grad_scalar ? to_f64(*global<const f32>(t.grad_scalar)) : 1.0;
-    decide(c, squares, non_finite, listed(c.schedule, s.applied), mul_rn64(t.grad_scale, scalar), s);
+    decide(c, squares, non_finite, peak, listed(c.schedule, s.applied), mul_rn64(t.grad_scale, scalar), s);
     states[0] = s;
-    return s;
 }
 
 // The step count and the scalars of one class.
@@ -74,8 +98,9 @@ extern "C" __global__ void __launch_bounds__(FINALIZE_BLOCK) finalize(const Fina
     });
     sum = block_sum<FINALIZE_BLOCK>(sum, [](f64 a, f64 b) { return add_rn64(a, b); });
     non_finite = block_sum<FINALIZE_BLOCK>(non_finite, [](u64 a, u64 b) { return a + b; });
+    const Peak peak = last_peak(t);
     __shared__ ControlState decided;
-    if (threadIdx.x == 0) decided = next_state(t, *global<const ControlParams>(t.params), sum, non_finite);
+    if (threadIdx.x == 0) next_state(t, *global<const ControlParams>(t.params), sum, non_finite, peak, decided);
     __syncthreads();
     for_each(t.class_count, [&](u32 i) { advance(t, decided, i); });
 }

@@ -52,8 +52,12 @@ constexpr u32 SKIP = 32;
 constexpr u32 CLIP_NORM = 1;
 constexpr u32 SKIP_STEP = 2;
 constexpr u32 SKIP_TENSOR = 4;
-constexpr u32 ALARM = 8;
-constexpr u32 SKIP_ALARM = 16;
+// } twin
+
+// AlarmParams::flags.
+// twin: alarm flags {
+constexpr u32 ALARM = 1;
+constexpr u32 SKIP_ALARM = 2;
 // } twin
 
 // FullParams::flags.
@@ -141,17 +145,33 @@ struct ScheduleParams {
 };
 static_assert(sizeof(ScheduleParams) == 56, "src/table.rs");
 
+struct AlarmParams {
+    f64 sigmas;
+    u64 steps;
+    u32 flags;
+};
+static_assert(sizeof(AlarmParams) == 24, "src/table.rs");
+
 struct ControlParams {
     ScheduleParams schedule;
     f64 max_grad_norm;
     f64 growth_factor;
     f64 backoff_factor;
     u64 growth_interval;
-    f64 alarm_sigmas;
-    u64 alarm_steps;
+    AlarmParams norm_alarm;
+    AlarmParams rms_alarm;
     u32 flags;
 };
-static_assert(sizeof(ControlParams) == 112, "src/table.rs");
+static_assert(sizeof(ControlParams) == 144, "src/table.rs");
+
+struct AlarmState {
+    f64 mean;
+    f64 variance;
+    u64 count;
+    u64 alarms;
+    u64 raised;
+};
+static_assert(sizeof(AlarmState) == 40, "src/table.rs");
 
 struct ControlState {
     u64 applied;
@@ -163,16 +183,15 @@ struct ControlState {
     f64 lr_factor;
     u64 non_finite;
     f64 unscale;
-    f64 norm_mean;
-    f64 norm_variance;
-    u64 norms;
-    u64 alarms;
+    f64 rms;
+    AlarmState norm_alarm;
+    AlarmState rms_alarm;
     f32 loss_scale;
     u32 skip;
-    u32 alarm;
+    u32 rms_tensor;
     u32 padding;
 };
-static_assert(sizeof(ControlState) == 120, "src/table.rs");
+static_assert(sizeof(ControlState) == 176, "src/table.rs");
 
 struct Class {
     u32 group;
@@ -214,12 +233,15 @@ struct FinalizeTables {
     u64 counters;
     u64 scalars;
     u64 grad_scalar;
+    u64 record;
+    u64 lens;
     f64 grad_scale;
     u32 chunk_count;
     u32 class_count;
+    u32 tensor_count;
     u32 undo;
 };
-static_assert(sizeof(FinalizeTables) == 104, "src/table.rs");
+static_assert(sizeof(FinalizeTables) == 120, "src/table.rs");
 
 struct FullParams {
     f32 max_grad_value;
@@ -253,6 +275,13 @@ struct TensorSums {
     u32 flags;
 };
 static_assert(sizeof(TensorSums) == 64, "src/table.rs");
+
+// Of all tensors the one with the largest RMS_t.
+struct Peak {
+    f64 square;
+    u32 tensor;
+};
+static_assert(sizeof(Peak) == 16, "src/table.rs");
 
 struct CollectTables {
     u64 rows;

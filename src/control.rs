@@ -1,11 +1,13 @@
 //! What the user sets of a controlled step: clipping, loss scale, what is not finite, schedule. What it does:
 //! `decide.rs`.
 
+use crate::alarm::{Alarm, AlarmStatus};
 use crate::decide::schedule_factor;
 use crate::error::{Error, Result};
-use crate::rounding::{count_to_f64, to_f32_rn};
+use crate::rounding::to_f32_rn;
 use crate::table::{
-    ControlParams, ControlState, FullParams, ScheduleParams, control_flags, full_flags, schedule_kinds,
+    AlarmParams, AlarmState, ControlParams, ControlState, FullParams, ScheduleParams, control_flags, full_flags,
+    schedule_kinds,
 };
 use std::sync::Arc;
 
@@ -15,6 +17,9 @@ use std::sync::Arc;
 /// gradients (one more reading of them, 32 bytes an f32 element instead of 28), the decision, the update. The norm is
 /// not asked for, and the first launch is left out, where nothing below needs it. Gradients are not written but with
 /// `zero_grad`. With `metrics` there is one launch more.
+///
+/// There is no clipping by each tensor's RMS_t (StableAdamW): its factor has to be known before the update and needs the
+/// new second moment, which takes one more pass over v.
 ///
 /// ```
 /// use fused_adamw::{AdamW, AdamWConfig, Control, Decay, Device, Schedule};
@@ -56,33 +61,9 @@ pub struct Control {
     /// nothing.
     pub metrics: bool,
     /// Watch the norm of the gradients. Default `None`.
-    pub alarm: Option<Alarm>,
-}
-
-/// An alarm for gradients whose norm is far above what it used to be: [`Status::alarm`]. Norms that are not finite are
-/// no alarm and do not count, but [`NonFinite`]'s business.
-///
-/// The mean and the variance of the norms are plain ones over the first `steps` steps, in which there is no alarm; after
-/// that each norm weighs `1 / steps`, those of skipped steps too. An alarm counts with the norm that would just not have
-/// been one, so that a spike does not hide the next; where the norm stays on a new level, alarms end by themselves.
-///
-/// ```
-/// assert_eq!(fused_adamw::Alarm::default(), fused_adamw::Alarm { sigmas: 6.0, steps: 128, skip: false });
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Alarm {
-    /// More than so many standard deviations above the mean. Range `[0, ∞)`. Default 6.
-    pub sigmas: f64,
-    /// Norms to compare with. From 2 on. Default 128.
-    pub steps: u64,
-    /// Skip the step, on the device. Default `false`.
-    pub skip: bool,
-}
-
-impl Default for Alarm {
-    fn default() -> Self {
-        Self { sigmas: 6.0, steps: 128, skip: false }
-    }
+    pub norm_alarm: Option<Alarm>,
+    /// Watch RMS_t, the gradients against the second moment. Every step is measured then, as by `metrics`. Default `None`.
+    pub rms_alarm: Option<Alarm>,
 }
 
 /// What becomes of a step whose gradients are not all finite, or whose norm is not.
@@ -239,7 +220,7 @@ impl Schedule {
     }
 }
 
-fn in_range(field: &'static str, value: f64, is_in: bool, range: &'static str) -> Result<()> {
+pub(crate) fn in_range(field: &'static str, value: f64, is_in: bool, range: &'static str) -> Result<()> {
     if is_in { Ok(()) } else { Err(Error::Control { field, value, range }) }
 }
 
@@ -253,10 +234,8 @@ impl Control {
             let rounded = to_f32_rn(value);
             in_range("max_grad_value", value, rounded > 0.0 && rounded < f32::INFINITY, "(0, inf), as f32")?;
         }
-        if let Some(Alarm { sigmas, steps, .. }) = self.alarm {
-            in_range("alarm.sigmas", sigmas, (0.0..f64::INFINITY).contains(&sigmas), "[0, inf)")?;
-            in_range("alarm.steps", count_to_f64(steps), steps >= 2, "[2, inf)")?;
-        }
+        self.norm_alarm.iter().try_for_each(|alarm| alarm.check(["norm_alarm.sigmas", "norm_alarm.steps"]))?;
+        self.rms_alarm.iter().try_for_each(|alarm| alarm.check(["rms_alarm.sigmas", "rms_alarm.steps"]))?;
         if let Some(scale) = self.loss_scale {
             scale.check()?;
             if self.non_finite == NonFinite::Propagate {
@@ -268,13 +247,18 @@ impl Control {
 
     /// Whether the gradients are read before the update.
     pub(crate) fn needs_norm(&self) -> bool {
-        self.max_grad_norm.is_some() || self.non_finite != NonFinite::Propagate || self.alarm.is_some()
+        self.max_grad_norm.is_some() || self.non_finite != NonFinite::Propagate || self.norm_alarm.is_some()
+    }
+
+    /// Whether every step is measured.
+    fn measures(&self) -> bool {
+        self.metrics || self.rms_alarm.is_some()
     }
 
     /// What an update is to do beside the plain one; `None`: nothing.
     pub(crate) fn full(&self) -> Option<FullParams> {
         let flag = |on: bool, flag: u32| if on { flag } else { 0 };
-        let flags = flag(self.metrics, full_flags::METRICS) | flag(self.zero_grad, full_flags::ZERO_GRAD);
+        let flags = flag(self.measures(), full_flags::METRICS) | flag(self.zero_grad, full_flags::ZERO_GRAD);
         let max_grad_value = self.max_grad_value.map_or(f32::INFINITY, to_f32_rn);
         (flags != 0 || self.max_grad_value.is_some()).then_some(FullParams { max_grad_value, flags })
     }
@@ -291,21 +275,25 @@ impl Control {
             growth_factor: scale.growth_factor,
             backoff_factor: scale.backoff_factor,
             growth_interval: scale.growth_interval,
-            alarm_sigmas: self.alarm.map_or(0.0, |alarm| alarm.sigmas),
-            alarm_steps: self.alarm.map_or(0, |alarm| alarm.steps),
+            norm_alarm: self.norm_alarm.as_ref().map_or(AlarmParams::default(), Alarm::params),
+            rms_alarm: self.rms_alarm.as_ref().map_or(AlarmParams::default(), Alarm::params),
             flags: flag(self.max_grad_norm.is_some(), control_flags::CLIP_NORM)
                 | flag(skip_step, control_flags::SKIP_STEP)
-                | flag(self.non_finite == NonFinite::SkipTensor, control_flags::SKIP_TENSOR)
-                | flag(self.alarm.is_some(), control_flags::ALARM)
-                | flag(self.alarm.is_some_and(|alarm| alarm.skip), control_flags::SKIP_ALARM),
+                | flag(self.non_finite == NonFinite::SkipTensor, control_flags::SKIP_TENSOR),
         }
     }
 
-    /// `before` is what a control before this one has come to: schedule and loss scale go on from there.
+    /// `before` is what a control before this one has come to: the schedule goes on from there, and what both have of loss
+    /// scale and alarms.
     pub(crate) fn first_state(&self, before: Option<(&Self, ControlState)>) -> ControlState {
         let fresh =
             ControlState { loss_scale: 1.0, grad_scale: 1.0, unscale: 1.0, lr_factor: 1.0, ..ControlState::default() };
         let state = before.map_or(fresh, |(_, state)| state);
+        let watches = |control: &Self| [control.norm_alarm.is_some(), control.rms_alarm.is_some()];
+        let goes_on = before.map_or([false; 2], |(control, _)| watches(control));
+        let alarm = |i: usize, state| if goes_on[i] && watches(self)[i] { state } else { AlarmState::default() };
+        let (norm_alarm, rms_alarm) = (alarm(0, state.norm_alarm), alarm(1, state.rms_alarm));
+        let state = ControlState { rms: 0.0, rms_tensor: 0, norm_alarm, rms_alarm, ..state };
         let scaled = before.is_some_and(|(control, _)| control.loss_scale.is_some());
         match self.loss_scale {
             None => ControlState { loss_scale: 1.0, growth_tracker: 0, ..state },
@@ -342,7 +330,7 @@ impl LossScale {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Status {
-    /// Steps applied since the control was set: what the schedule counts.
+    /// Steps applied since there is a control: what the schedule counts.
     pub applied: u64,
     /// Steps skipped since then.
     pub skipped: u64,
@@ -359,14 +347,15 @@ pub struct Status {
     pub lr_factor: f64,
     /// What the next loss is to be multiplied by; 1 without [`LossScale`].
     pub loss_scale: f32,
-    /// Whether the last step's norm was an [`Alarm`].
-    pub alarm: bool,
-    /// Alarms since the control was set.
-    pub alarms: u64,
-    /// Mean of the norms that the next is compared with; 0 without an [`Alarm`].
-    pub norm_mean: f64,
-    /// Standard deviation of these norms.
-    pub norm_sigma: f64,
+    /// What has become of [`Control::norm_alarm`].
+    pub norm_alarm: AlarmStatus,
+    /// What has become of [`Control::rms_alarm`].
+    pub rms_alarm: AlarmStatus,
+    /// RMS_t that the last step looked at: the largest that a tensor had in the step before it. 0 where there was none, and
+    /// without [`Control::rms_alarm`].
+    pub rms: f64,
+    /// The tensor that had it.
+    pub rms_tensor: Option<usize>,
 }
 
 impl From<ControlState> for Status {
@@ -380,10 +369,10 @@ impl From<ControlState> for Status {
             grad_scale: state.grad_scale,
             lr_factor: state.lr_factor,
             loss_scale: state.loss_scale,
-            alarm: state.alarm != 0,
-            alarms: state.alarms,
-            norm_mean: state.norm_mean,
-            norm_sigma: state.norm_variance.sqrt(),
+            norm_alarm: state.norm_alarm.into(),
+            rms_alarm: state.rms_alarm.into(),
+            rms: state.rms,
+            rms_tensor: (state.rms > 0.0).then_some(state.rms_tensor as usize),
         }
     }
 }

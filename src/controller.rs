@@ -5,7 +5,7 @@ use crate::classes::Classes;
 use crate::collect::{collect, firsts};
 use crate::config::AdamWConfig;
 use crate::control::Control;
-use crate::decide::decide;
+use crate::decide::{NO_PEAK, decide, larger, peak_of};
 use crate::metrics::Record;
 use crate::norm;
 use crate::plan::Plan;
@@ -14,7 +14,8 @@ use crate::scalars::step_scalars;
 use crate::simd::Simd;
 use crate::table::step_flags::SKIP;
 use crate::table::{
-    Chunk, Class, ControlState, FullParams, Hyper, Squares, StepScalars, Sums, TensorRow, control_flags, full_flags,
+    Chunk, Class, ControlState, FullParams, Hyper, Peak, Squares, StepScalars, Sums, TensorRow, control_flags,
+    full_flags,
 };
 use crate::{cpu, full};
 
@@ -29,6 +30,8 @@ pub(crate) struct Tables {
     pub(crate) full: Option<FullParams>,
     /// Of each tensor, in `chunks`.
     pub(crate) firsts: Vec<u32>,
+    /// Of each tensor, if RMS_t is watched.
+    pub(crate) lens: Vec<u64>,
     pub(crate) hypers: Vec<Hyper>,
     pub(crate) state: ControlState,
     pub(crate) counts: Vec<u64>,
@@ -44,6 +47,7 @@ impl Tables {
         before: Option<(&Control, ControlState)>,
     ) -> Self {
         let (norm, full, tensors) = (control.needs_norm(), control.full(), lens.len());
+        let watched = if control.rms_alarm.is_some() { lens.clone() } else { Vec::new() };
         let plan = Plan::new(lens, norm::NORM_CHUNK_LEN);
         let chunks: Vec<Chunk> = if norm || full.is_some() { plan.chunks().collect() } else { Vec::new() };
         Self {
@@ -51,6 +55,7 @@ impl Tables {
             full,
             firsts: firsts(&chunks, tensors),
             chunks,
+            lens: watched,
             hypers: groups.iter().map(AdamWConfig::hyper).collect(),
             state: control.first_state(before),
             counts,
@@ -133,6 +138,7 @@ impl HostControl {
     /// # Safety
     /// As for [`crate::cpu::run`], for the gradients alone.
     unsafe fn prepare(&mut self, simd: Simd, control: &Control, grad_scale: f64, rows: &[TensorRow]) {
+        let peak = self.last_peak();
         let Self { tables, classes, squares, bad_tensors, .. } = self;
         let chunks = if tables.norm { &tables.chunks[..] } else { &[] };
         // SAFETY: the caller's promise; as many squares as chunks.
@@ -144,9 +150,16 @@ impl HostControl {
         let sum = norm::total(squares, chunks, bad_tensors);
         let non_finite = squares.iter().map(|squares| u64::from(squares.non_finite)).sum();
         let listed = control.schedule.listed(tables.state.applied);
-        decide(&params, sum, non_finite, listed, grad_scale, &mut tables.state);
+        decide(&params, sum, non_finite, &peak, listed, grad_scale, &mut tables.state);
         self.scalars.resize(self.classes.len(), StepScalars::default());
         (0..self.classes.len()).for_each(|i| self.advance(i, self.classes[i]));
+    }
+
+    /// The largest RMS_t of a tensor in the last step.
+    fn last_peak(&self) -> Peak {
+        let sums = self.record.iter().flat_map(|record| &record.sums);
+        let peaks = sums.zip(&self.tables.lens).zip(0..).map(|((sums, &len), i)| peak_of(sums, len, i));
+        peaks.fold(NO_PEAK, |a, b| larger(&a, &b))
     }
 
     /// The step count and the scalars of one class.

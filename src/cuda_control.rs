@@ -43,6 +43,9 @@ pub(crate) struct CudaControl {
     full: Option<CudaFull>,
     squares: Table<Squares>,
     bad_tensors: Option<Table<u32>>,
+    /// Of each tensor, if RMS_t is watched.
+    lens: Option<Table<u64>>,
+    tensor_count: u32,
     hypers: Table<Hyper>,
     classes: Table<Class>,
     /// What `classes` holds.
@@ -78,6 +81,8 @@ impl CudaControl {
             full: tables.full.map(|params| CudaFull::new(device, params, tables)).transpose()?,
             squares: Table::zeros(stream, tables.chunks.len(), doing)?,
             bad_tensors: skips_tensors.then(|| Table::zeros(stream, tensors, doing)).transpose()?,
+            lens: (!tables.lens.is_empty()).then(|| Table::of(stream, &tables.lens, doing)).transpose()?,
+            tensor_count: u32::try_from(tensors).unwrap_or(u32::MAX), // which counts them
             hypers: Table::of(stream, &tables.hypers, doing)?,
             classes: Table::zeros(stream, tensors, doing)?,
             uploaded: Vec::new(),
@@ -204,9 +209,12 @@ impl CudaControl {
             counters: self.counters.address,
             scalars: self.scalars.address,
             grad_scalar,
+            record: self.full.as_ref().map_or(0, CudaFull::record_address),
+            lens: self.lens.as_ref().map_or(0, |lens| lens.address),
             grad_scale,
             chunk_count: self.chunk_count,
             class_count: u32::try_from(self.uploaded.len()).unwrap_or(u32::MAX), // no more than tensors
+            tensor_count: self.tensor_count,
             undo: self.undo.into(),
         }
     }

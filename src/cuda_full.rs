@@ -64,6 +64,11 @@ impl CudaFull {
         }
     }
 
+    /// Of the record in device memory; 0 if nothing is measured.
+    pub(crate) fn record_address(&self) -> u64 {
+        self.recorder.as_ref().map_or(0, |recorder| recorder.record.address)
+    }
+
     pub(crate) fn record(&mut self) -> Result<Option<Record>> {
         self.recorder.as_mut().map_or(Ok(None), Recorder::newest)
     }

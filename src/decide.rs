@@ -1,11 +1,13 @@
-//! What a step is to be, given the norm of its gradients: its multiplier, whether it is skipped, the next loss scale,
-//! the learning rate's factor. In f64. Twin: `cuda/decide.cuh`.
+//! What a step is to be, given the norm of its gradients and RMS_t of the step before: its multiplier, whether it is
+//! skipped, the next loss scale, the learning rate's factor. In f64. Twin: `cuda/decide.cuh`.
 
 #![allow(
     clippy::needless_return,
     clippy::excessive_precision,
     clippy::approx_constant,
     clippy::needless_bitwise_bool,
+    clippy::float_cmp,
+    clippy::field_reassign_with_default,
     reason = "the text is that of the .cuh"
 )]
 
@@ -13,9 +15,11 @@ use crate::rounding::{
     add_rn64, add_wrap64, canonical64, count_to_f64, div_rn64, fma_rn64, has, is_finite, is_finite64, mul_rn64, select,
     sqrt_rn64, sub_rn64, to_f32_rn, to_f64,
 };
-use crate::table::control_flags::{ALARM, CLIP_NORM, SKIP_ALARM, SKIP_STEP};
+use crate::table::alarm_flags::{ALARM, SKIP_ALARM};
+use crate::table::control_flags::{CLIP_NORM, SKIP_STEP};
 use crate::table::schedule_kinds::{COSINE, INVERSE_SQRT, LINEAR, LISTED};
-use crate::table::{ControlParams, ControlState, ScheduleParams};
+use crate::table::sums_flags::STEPPED;
+use crate::table::{AlarmParams, AlarmState, ControlParams, ControlState, Peak, ScheduleParams, TensorSums};
 
 /// `cos(pi x)` for x from 0 to 1, within 4e-16: the Taylor series of `sin(pi y)` at `y = 1/2 - x`.
 fn cos_pi(x: f64) -> f64 {
@@ -77,33 +81,68 @@ fn next_loss_scale(c: &ControlParams, finite: bool, s: &mut ControlState) {
     // } twin
 }
 
-/// Whether the norm is too far above its running mean; and mean and variance with it.
-fn watch(c: &ControlParams, norm: f64, s: &mut ControlState) -> bool {
-    // twin: watch {
-    let limit = fma_rn64(c.alarm_sigmas, sqrt_rn64(s.norm_variance), s.norm_mean);
-    let watched = has(c.flags, ALARM) & is_finite64(norm);
-    let alarm = watched & (s.norms >= c.alarm_steps) & (norm > limit);
-    // One spike must not hide the next: it counts as the limit.
-    let seen = select(alarm, limit, norm);
-    let norms = select(s.norms < c.alarm_steps, add_wrap64(s.norms, 1), c.alarm_steps);
-    // At first a plain mean, then an exponential one.
-    let weight = div_rn64(1.0, count_to_f64(norms));
-    let apart = sub_rn64(seen, s.norm_mean);
-    let variance = mul_rn64(sub_rn64(1.0, weight), fma_rn64(mul_rn64(weight, apart), apart, s.norm_variance));
-    s.norm_mean = select(watched, fma_rn64(weight, apart, s.norm_mean), s.norm_mean);
-    s.norm_variance = select(watched, variance, s.norm_variance);
-    s.norms = select(watched, norms, s.norms);
-    s.alarm = select(alarm, 1, 0);
-    s.alarms = add_wrap64(s.alarms, select(alarm, 1, 0));
-    return alarm;
+/// Of no tensor.
+pub(crate) const NO_PEAK: Peak = Peak { square: -1.0, tensor: 0 };
+
+/// RMS_t of one tensor, squared; -1 if the step was not applied to it, or left it none.
+pub(crate) fn peak_of(sums: &TensorSums, len: u64, tensor: u32) -> Peak {
+    let mut x = Peak::default();
+    // twin: peak_of {
+    let square = div_rn64(sums.ratio, count_to_f64(len));
+    let counts = has(sums.flags, STEPPED) & is_finite64(square);
+    x.square = select(counts, square, -1.0);
+    x.tensor = tensor;
+    return x;
     // } twin
 }
 
-/// `squares` is the sum of the gradients' squares as they lie in memory; `non_finite` of them are NaN or infinite.
+pub(crate) fn larger(a: &Peak, b: &Peak) -> Peak {
+    let mut x = Peak::default();
+    // twin: larger {
+    // Of equals the first, in whatever order they meet.
+    let later = (b.square > a.square) | ((b.square == a.square) & (b.tensor < a.tensor));
+    x.square = select(later, b.square, a.square);
+    x.tensor = select(later, b.tensor, a.tensor);
+    return x;
+    // } twin
+}
+
+/// What an alarm has come to with one more value: whether that is too far above the mean; and mean and variance with it.
+fn watch(a: AlarmParams, value: f64, s: AlarmState) -> AlarmState {
+    let mut x = AlarmState::default();
+    // twin: watch {
+    let limit = fma_rn64(a.sigmas, sqrt_rn64(s.variance), s.mean);
+    let counts = has(a.flags, ALARM) & is_finite64(value);
+    let raised = counts & (s.count >= a.steps) & (value > limit);
+    // One spike must not hide the next: it counts as the limit.
+    let seen = select(raised, limit, value);
+    let count = select(s.count < a.steps, add_wrap64(s.count, 1), a.steps);
+    // At first a plain mean, then an exponential one.
+    let weight = div_rn64(1.0, count_to_f64(count));
+    let apart = sub_rn64(seen, s.mean);
+    let variance = mul_rn64(sub_rn64(1.0, weight), fma_rn64(mul_rn64(weight, apart), apart, s.variance));
+    x.mean = select(counts, fma_rn64(weight, apart, s.mean), s.mean);
+    x.variance = select(counts, variance, s.variance);
+    x.count = select(counts, count, s.count);
+    x.alarms = add_wrap64(s.alarms, select(raised, 1, 0));
+    x.raised = select(raised, 1, 0);
+    return x;
+    // } twin
+}
+
+fn skips(a: AlarmParams, s: AlarmState) -> bool {
+    // twin: skips {
+    return has(a.flags, SKIP_ALARM) & (s.raised != 0);
+    // } twin
+}
+
+/// `squares` is the sum of the gradients' squares as they lie in memory; `non_finite` of them are NaN or infinite. `peak`
+/// is of the step before.
 pub(crate) fn decide(
     c: &ControlParams,
     squares: f64,
     non_finite: u64,
+    peak: &Peak,
     listed: f64,
     grad_scale: f64,
     s: &mut ControlState,
@@ -113,14 +152,20 @@ pub(crate) fn decide(
     let norm = mul_rn64(sqrt_rn64(squares), unscale);
     // The squares of finite gradients may not be: such a norm is as bad.
     let finite = (non_finite == 0) & is_finite64(norm);
-    let alarm = watch(c, norm, s);
-    let skip = (has(c.flags, SKIP_STEP) & !finite) | (has(c.flags, SKIP_ALARM) & alarm);
+    // Without a peak NaN, which no alarm counts.
+    let rms = sqrt_rn64(peak.square);
+    s.norm_alarm = watch(c.norm_alarm, norm, s.norm_alarm);
+    s.rms_alarm = watch(c.rms_alarm, rms, s.rms_alarm);
+    let alarm = skips(c.norm_alarm, s.norm_alarm) | skips(c.rms_alarm, s.rms_alarm);
+    let skip = (has(c.flags, SKIP_STEP) & !finite) | alarm;
     let clip = select(has(c.flags, CLIP_NORM), clip_factor(norm, c.max_grad_norm), 1.0);
     s.grad_norm = canonical64(norm);
     s.unscale = unscale;
     s.grad_scale = canonical64(mul_rn64(unscale, clip));
     s.lr_factor = schedule_factor(c.schedule, s.applied, listed);
     s.non_finite = non_finite;
+    s.rms = select(is_finite64(rms), rms, 0.0);
+    s.rms_tensor = peak.tensor;
     s.skip = select(skip, 1, 0);
     s.applied = add_wrap64(s.applied, select(skip, 0, 1));
     s.skipped = add_wrap64(s.skipped, select(skip, 1, 0));
@@ -180,7 +225,7 @@ mod tests {
 
     fn decided(control: &Control, squares: f64, non_finite: u64) -> ControlState {
         let mut state = control.first_state(None);
-        decide(&control.params(0), squares, non_finite, 1.0, 1.0, &mut state);
+        decide(&control.params(0), squares, non_finite, &NO_PEAK, 1.0, 1.0, &mut state);
         state
     }
 

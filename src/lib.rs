@@ -36,16 +36,16 @@
 //!
 //! | file | what it does | twin |
 //! | --- | --- | --- |
-//! | `config.rs`, `control.rs` | hyper-parameters in f64, groups, tensors to register; clipping, loss scale, schedule: ranges and defaults | |
+//! | `config.rs`, `control.rs`, `alarm.rs` | hyper-parameters in f64, groups, tensors to register; clipping, loss scale, schedule, alarms: ranges and defaults | |
 //! | `tensor.rs`, `raw.rs` | what the user hands over: pairs of parameter and gradient, types erased; by address | |
 //! | `register.rs`, `arena.rs` | the tensors as registered, and where their state lies | |
 //! | `plan.rs` | lengths to chunks: pure data | |
 //! | `rows.rs`, `overlap.rs` | a step's pairs to rows of a table: every check | |
-//! | `table.rs` | the structs that cross to the device | `cuda/table.cuh` |
+//! | `table.rs`, `flags.rs` | the structs that cross to the device, and their constants | `cuda/table.cuh` |
 //! | `scalars.rs` | hyper-parameters and `t` to the f32 numbers an element needs | `cuda/scalars.cuh` |
 //! | `rounding.rs` | operations named by their rounding; bf16 and f16 | `cuda/rounding.cuh` |
 //! | `norm.rs` | the sum of the squares of all gradients, in one order | beside `cuda/norm.cuh` |
-//! | `decide.rs` | a norm to what the step is to be: multiplier, skip, loss scale, schedule | `cuda/decide.cuh` |
+//! | `decide.rs` | a norm and RMS_t to what the step is to be: multiplier, skip, loss scale, schedule | `cuda/decide.cuh` |
 //! | `classes.rs` | tensors with one step count, where the device counts | |
 //! | `controller.rs`, `cuda_control.rs` | a controlled step: norm, decision, scalars | beside `cuda/finalize.cuh` |
 //! | `accumulate.rs` | gradients of several passes, added up | `cuda/accumulate.cuh` |
@@ -82,6 +82,7 @@
 compile_error!("fused-adamw counts elements and addresses in 64 bits");
 
 mod accumulate;
+mod alarm;
 mod arena;
 mod classes;
 mod collect;
@@ -105,6 +106,7 @@ mod decide;
 mod device;
 mod engine;
 mod error;
+mod flags;
 mod fma;
 mod full;
 mod metrics;
@@ -124,8 +126,9 @@ mod tensor;
 mod twins;
 mod update;
 
+pub use alarm::{Alarm, AlarmStatus};
 pub use config::{AdamWConfig, Algorithm, StepOptions, TensorSpec};
-pub use control::{Alarm, Control, Decay, LossScale, NonFinite, Schedule, Status};
+pub use control::{Control, Decay, LossScale, NonFinite, Schedule, Status};
 pub use device::Device;
 pub use error::{Buffer, Error, Result, Span, TensorId};
 pub use metrics::{Metrics, TensorMetrics};

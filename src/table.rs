@@ -2,84 +2,7 @@
 //!
 //! The CPU backend reads the same tables, so that both devices run from the same description of a step.
 
-/// [`TensorRow::param_dtype`] and [`TensorRow::grad_dtype`].
-pub(crate) mod dtypes {
-    // twin: dtypes {
-    pub(crate) const F32: u8 = 0;
-    pub(crate) const F16: u8 = 1;
-    pub(crate) const BF16: u8 = 2;
-    // } twin
-}
-
-/// [`TensorRow::flags`] and [`SumRow::flags`].
-pub(crate) mod row_flags {
-    // twin: row flags {
-    pub(crate) const PARAM_ALIGNED: u8 = 1;
-    pub(crate) const GRAD_ALIGNED: u8 = 2;
-    pub(crate) const INIT_MASTER: u8 = 4;
-    pub(crate) const HAS_GRAD: u8 = 8;
-    pub(crate) const FIRST: u8 = 16;
-    // } twin
-}
-
-/// Whose gradients are the first since a step: nobody's, everybody's, or as [`SumRow::flags`] say.
-pub(crate) mod firsts {
-    // twin: firsts {
-    pub(crate) const NONE_FIRST: u32 = 0;
-    pub(crate) const ALL_FIRST: u32 = 1;
-    pub(crate) const ROWS_FIRST: u32 = 2;
-    // } twin
-}
-
-/// [`Hyper::flags`] and [`StepScalars::flags`].
-pub(crate) mod step_flags {
-    // twin: step flags {
-    pub(crate) const L2: u32 = 1;
-    pub(crate) const MAXIMIZE: u32 = 2;
-    pub(crate) const AMSGRAD: u32 = 4;
-    pub(crate) const SMALL_BETA1: u32 = 8;
-    pub(crate) const SMALL_BETA2: u32 = 16;
-    pub(crate) const SKIP: u32 = 32;
-    // } twin
-}
-
-/// [`ControlParams::flags`].
-pub(crate) mod control_flags {
-    // twin: control flags {
-    pub(crate) const CLIP_NORM: u32 = 1;
-    pub(crate) const SKIP_STEP: u32 = 2;
-    pub(crate) const SKIP_TENSOR: u32 = 4;
-    pub(crate) const ALARM: u32 = 8;
-    pub(crate) const SKIP_ALARM: u32 = 16;
-    // } twin
-}
-
-/// [`FullParams::flags`].
-pub(crate) mod full_flags {
-    // twin: full flags {
-    pub(crate) const METRICS: u32 = 1;
-    pub(crate) const ZERO_GRAD: u32 = 2;
-    // } twin
-}
-
-/// [`TensorSums::flags`].
-pub(crate) mod sums_flags {
-    // twin: sums flags {
-    pub(crate) const MEASURED: u32 = 1;
-    pub(crate) const STEPPED: u32 = 2;
-    // } twin
-}
-
-/// [`ScheduleParams::kind`].
-pub(crate) mod schedule_kinds {
-    // twin: schedule kinds {
-    pub(crate) const CONSTANT: u32 = 0;
-    pub(crate) const COSINE: u32 = 1;
-    pub(crate) const LINEAR: u32 = 2;
-    pub(crate) const INVERSE_SQRT: u32 = 3;
-    pub(crate) const LISTED: u32 = 4;
-    // } twin
-}
+pub(crate) use crate::flags::*;
 
 /// One tensor in one step: addresses of its first elements, and how to read them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -198,6 +121,19 @@ pub(crate) struct ScheduleParams {
 }
 const _: () = assert!(size_of::<ScheduleParams>() == 56);
 
+/// What the user has set of an alarm.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct AlarmParams {
+    /// How many standard deviations a value may lie above the mean.
+    pub(crate) sigmas: f64,
+    /// The values of which mean and deviation are.
+    pub(crate) steps: u64,
+    /// Of [`alarm_flags`]; 0: no alarm.
+    pub(crate) flags: u32,
+}
+const _: () = assert!(size_of::<AlarmParams>() == 24);
+
 /// What the user has set of a controlled step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
@@ -210,14 +146,30 @@ pub(crate) struct ControlParams {
     /// Of the loss scale after a step that was not finite.
     pub(crate) backoff_factor: f64,
     pub(crate) growth_interval: u64,
-    /// With `ALARM`, how many standard deviations a norm may lie above its mean.
-    pub(crate) alarm_sigmas: f64,
-    /// With `ALARM`, the norms of which mean and deviation are.
-    pub(crate) alarm_steps: u64,
+    /// Of the gradients' norm.
+    pub(crate) norm_alarm: AlarmParams,
+    /// Of the largest RMS_t of a tensor.
+    pub(crate) rms_alarm: AlarmParams,
     /// Of [`control_flags`].
     pub(crate) flags: u32,
 }
-const _: () = assert!(size_of::<ControlParams>() == 112);
+const _: () = assert!(size_of::<ControlParams>() == 144);
+
+/// What an alarm has come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct AlarmState {
+    /// Running mean of the values, and their variance.
+    pub(crate) mean: f64,
+    pub(crate) variance: f64,
+    /// How many values these are of, `steps` at most.
+    pub(crate) count: u64,
+    /// Alarms, in all.
+    pub(crate) alarms: u64,
+    /// Whether the last step's value was one.
+    pub(crate) raised: u64,
+}
+const _: () = assert!(size_of::<AlarmState>() == 40);
 
 /// What a controlled optimizer knows of itself: on its device, where each step changes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -241,22 +193,19 @@ pub(crate) struct ControlState {
     pub(crate) non_finite: u64,
     /// Of `grad_scale`, what is not clipping.
     pub(crate) unscale: f64,
-    /// Running mean of the norms, and their variance.
-    pub(crate) norm_mean: f64,
-    pub(crate) norm_variance: f64,
-    /// How many norms these are of, `alarm_steps` at most.
-    pub(crate) norms: u64,
-    /// Alarms, in all.
-    pub(crate) alarms: u64,
+    /// The largest RMS_t of a tensor in the step before the last; 0 if it is not watched, or there is none.
+    pub(crate) rms: f64,
+    pub(crate) norm_alarm: AlarmState,
+    pub(crate) rms_alarm: AlarmState,
     /// Of the next step.
     pub(crate) loss_scale: f32,
     /// Whether the last step was skipped.
     pub(crate) skip: u32,
-    /// Whether the last step's norm was an alarm.
-    pub(crate) alarm: u32,
+    /// The tensor that `rms` is of.
+    pub(crate) rms_tensor: u32,
     pub(crate) padding: u32,
 }
-const _: () = assert!(size_of::<ControlState>() == 120);
+const _: () = assert!(size_of::<ControlState>() == 176);
 
 /// Tensors of one group that have had their gradients in the same steps so far, and so have one step count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -331,16 +280,22 @@ pub(crate) struct FinalizeTables {
     pub(crate) scalars: u64,
     /// 0, or the address of an f32 by which gradients are multiplied as well.
     pub(crate) grad_scalar: u64,
+    /// A [`ControlState`] and behind it the [`TensorSums`] of each tensor, as [`CollectTables`] says; read if there are
+    /// lengths.
+    pub(crate) record: u64,
+    /// 0, or the length of each tensor, u64: the largest RMS_t is asked for.
+    pub(crate) lens: u64,
     /// The host's multiplier of this step.
     pub(crate) grad_scale: f64,
     /// 0: no norm is asked for.
     pub(crate) chunk_count: u32,
     pub(crate) class_count: u32,
+    pub(crate) tensor_count: u32,
     /// Whether the last decision is to be taken back first: its update was never launched.
     pub(crate) undo: u32,
 }
 #[cfg(feature = "cuda")]
-const _: () = assert!(size_of::<FinalizeTables>() == 104);
+const _: () = assert!(size_of::<FinalizeTables>() == 120);
 
 /// What the kernel `adamw_full` does beside the update.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -392,6 +347,16 @@ pub(crate) struct TensorSums {
     pub(crate) flags: u32,
 }
 const _: () = assert!(size_of::<TensorSums>() == 64);
+
+/// Of all tensors the one with the largest RMS_t.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct Peak {
+    /// Its square; negative: no tensor has any.
+    pub(crate) square: f64,
+    pub(crate) tensor: u32,
+}
+const _: () = assert!(size_of::<Peak>() == 16);
 
 /// The argument of the kernel `collect`: addresses of tables.
 #[cfg(feature = "cuda")]

@@ -4,12 +4,15 @@
 //! Bits need a C++ compiler (`$CXX`, c++, g++ or clang++); without one those tests say that they skip, and
 //! `FUSED_ADAMW_REQUIRE_CXX=1` makes that a failure.
 
-use crate::control::{Alarm, Control, Decay, LossScale, NonFinite, Schedule};
+use crate::alarm::Alarm;
+use crate::control::{Control, Decay, LossScale, NonFinite, Schedule};
 use crate::decide::decide;
 use crate::fma::Fused;
 use crate::rounding::{bf16_to_f32, f16_to_f32, f32_to_bf16_rn, f32_to_f16_rn};
 use crate::scalars::step_scalars;
-use crate::table::{ControlParams, ControlState, Element, Hyper, ScheduleParams, StepScalars, step_flags};
+use crate::table::{
+    AlarmParams, AlarmState, ControlParams, ControlState, Element, Hyper, Peak, ScheduleParams, StepScalars, step_flags,
+};
 use crate::update::update;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -17,6 +20,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+const FLAGS: [&str; 2] = [include_str!("flags.rs"), include_str!("../cuda/table.cuh")];
 const TABLE: [&str; 2] = [include_str!("table.rs"), include_str!("../cuda/table.cuh")];
 const ROUNDING: [&str; 2] = [include_str!("rounding.rs"), include_str!("../cuda/rounding.cuh")];
 const SCALARS: [&str; 2] = [include_str!("scalars.rs"), include_str!("../cuda/scalars.cuh")];
@@ -81,8 +85,11 @@ fn the_bodies_are_the_same_text_comments_included() {
         ("schedule_factor", 12),
         ("clip_factor", 2),
         ("next_loss_scale", 7),
+        ("peak_of", 5),
+        ("larger", 5),
         ("watch", 16),
-        ("decide", 17),
+        ("skips", 1),
+        ("decide", 23),
     ] {
         assert_same_text(DECIDE, name, lines);
     }
@@ -97,14 +104,15 @@ fn the_bodies_are_the_same_text_comments_included() {
 
 #[test]
 fn the_constants_are_the_same() {
-    assert_same_text(TABLE, "dtypes", 3);
-    assert_same_text(TABLE, "row flags", 5);
-    assert_same_text(TABLE, "firsts", 3);
-    assert_same_text(TABLE, "step flags", 6);
-    assert_same_text(TABLE, "control flags", 5);
-    assert_same_text(TABLE, "full flags", 2);
-    assert_same_text(TABLE, "sums flags", 2);
-    assert_same_text(TABLE, "schedule kinds", 5);
+    assert_same_text(FLAGS, "dtypes", 3);
+    assert_same_text(FLAGS, "row flags", 5);
+    assert_same_text(FLAGS, "firsts", 3);
+    assert_same_text(FLAGS, "step flags", 6);
+    assert_same_text(FLAGS, "control flags", 3);
+    assert_same_text(FLAGS, "alarm flags", 2);
+    assert_same_text(FLAGS, "full flags", 2);
+    assert_same_text(FLAGS, "sums flags", 2);
+    assert_same_text(FLAGS, "schedule kinds", 5);
     let value = |source: &str, before: &str| {
         let line = source.lines().find_map(|line| line.trim().strip_prefix(before)).unwrap();
         line.trim_end_matches(';').to_owned()
@@ -135,10 +143,11 @@ fn cuda_field(line: &str) -> Option<String> {
 
 #[test]
 fn the_structs_have_the_same_fields_in_the_same_order() {
-    let controlled = [("ScheduleParams", 7), ("ControlParams", 8), ("ControlState", 17), ("Class", 2), ("Counter", 2)];
+    let controlled = [("ScheduleParams", 7), ("ControlParams", 8), ("ControlState", 16), ("Class", 2), ("Counter", 2)];
     let structs = [("TensorRow", 11), ("Chunk", 3), ("Hyper", 6), ("StepScalars", 9), ("Element", 4), ("Squares", 2)];
-    let full = [("FullParams", 2), ("Sums", 8), ("TensorSums", 9), ("CollectTables", 6), ("FinalizeTables", 14)];
-    for (name, count) in structs.into_iter().chain(controlled).chain(full).chain([("SumRow", 6)]) {
+    let full = [("FullParams", 2), ("Sums", 8), ("TensorSums", 9), ("CollectTables", 6), ("FinalizeTables", 17)];
+    let alarm = [("AlarmParams", 3), ("AlarmState", 5), ("Peak", 2)];
+    for (name, count) in structs.into_iter().chain(controlled).chain(full).chain(alarm).chain([("SumRow", 6)]) {
         let rust = fields(TABLE[0], name, rust_field);
         assert_eq!(rust, fields(TABLE[1], name, cuda_field), "{name}");
         assert_eq!(rust.len(), count, "{name}: {rust:?}");
@@ -225,9 +234,8 @@ fn any_hyper(random: &mut StdRng) -> Hyper {
 }
 
 fn hyper_words(h: &Hyper) -> Vec<u32> {
-    let halves = |x: f64| [(x.to_bits() & 0xffff_ffff) as u32, (x.to_bits() >> 32) as u32];
-    let numbers = [h.lr, h.beta1, h.beta2, h.eps, h.weight_decay];
-    numbers.into_iter().flat_map(halves).chain([h.flags, 0]).collect()
+    let numbers = halves(&[h.lr, h.beta1, h.beta2, h.eps, h.weight_decay].map(f64::to_bits));
+    numbers.into_iter().chain([h.flags, 0]).collect()
 }
 
 fn scalar_words(s: &StepScalars) -> Vec<u32> {
@@ -251,7 +259,7 @@ fn step_scalars_has_the_same_bits_in_cpp() {
         let (h, grad_scale) = (any_hyper(&mut random), random.random_range(0.0..4.0_f64));
         let t = if i % 2 == 0 { 1 + i / 2 } else { random.random::<u64>() >> random.random_range(0..64) };
         input.extend(hyper_words(&h));
-        input.extend([t, grad_scale.to_bits()].iter().flat_map(|x| [(x & 0xffff_ffff) as u32, (x >> 32) as u32]));
+        input.extend(halves(&[t, grad_scale.to_bits()]));
         wanted.extend(scalar_words(&step_scalars(&h, t, grad_scale)));
     }
     assert!(words(&run(&program, le(&input))) == wanted);
@@ -325,13 +333,15 @@ fn any_control(random: &mut StdRng) -> Control {
             .random::<bool>()
             .then(|| LossScale { growth_interval: one_of(random, &[1, 2, 2000]), ..LossScale::default() }),
         schedule: Schedule { warmup, decay },
-        alarm: random.random::<bool>().then(|| Alarm {
-            sigmas: [0.0, 2.5][random.random_range(0..2)],
-            steps: one_of(random, &[2, 5, 128]),
-            skip: random.random(),
-        }),
+        norm_alarm: any_alarm(random),
+        rms_alarm: any_alarm(random),
         ..Control::default()
     }
+}
+
+fn any_alarm(random: &mut StdRng) -> Option<Alarm> {
+    let (sigmas, steps) = ([0.0, 2.5][random.random_range(0..2)], [2, 5, 128][random.random_range(0..3)]);
+    random.random::<bool>().then(|| Alarm { sigmas, steps, skip: random.random() })
 }
 
 fn halves(numbers: &[u64]) -> Vec<u32> {
@@ -342,17 +352,19 @@ fn params_words(c: &ControlParams) -> Vec<u32> {
     let ScheduleParams { warmup, start, end, floor, list, list_len, kind } = c.schedule;
     let numbers = [c.max_grad_norm.to_bits(), c.growth_factor.to_bits(), c.backoff_factor.to_bits(), c.growth_interval];
     let schedule = halves(&[warmup, start, end, floor.to_bits(), list, list_len]);
-    let alarm = halves(&[c.alarm_sigmas.to_bits(), c.alarm_steps]);
-    schedule.into_iter().chain([kind, 0]).chain(halves(&numbers)).chain(alarm).chain([c.flags, 0]).collect()
+    let alarm = |a: AlarmParams| halves(&[a.sigmas.to_bits(), a.steps, a.flags.into()]);
+    let last = [c.norm_alarm, c.rms_alarm].into_iter().flat_map(alarm).chain([c.flags, 0]);
+    schedule.into_iter().chain([kind, 0]).chain(halves(&numbers)).chain(last).collect()
 }
 
 fn state_words(s: &ControlState) -> Vec<u32> {
-    let numbers = [s.grad_norm, s.grad_scale, s.lr_factor].map(f64::to_bits);
+    let numbers = halves(&[s.grad_norm, s.grad_scale, s.lr_factor].map(f64::to_bits));
     let counts = halves(&[s.applied, s.skipped, s.skipped_running, s.growth_tracker]);
-    let watched = [s.unscale, s.norm_mean, s.norm_variance].map(f64::to_bits);
-    let watched = [s.non_finite].into_iter().chain(watched).chain([s.norms, s.alarms]).collect::<Vec<_>>();
-    let last = halves(&watched).into_iter().chain([s.loss_scale.to_bits(), s.skip, s.alarm, s.padding]);
-    counts.into_iter().chain(halves(&numbers)).chain(last).collect()
+    let seen = halves(&[s.non_finite, s.unscale.to_bits(), s.rms.to_bits()]);
+    let alarm = |a: AlarmState| halves(&[a.mean.to_bits(), a.variance.to_bits(), a.count, a.alarms, a.raised]);
+    let alarms = [s.norm_alarm, s.rms_alarm].into_iter().flat_map(alarm);
+    let last = [s.loss_scale.to_bits(), s.skip, s.rms_tensor, s.padding];
+    [counts, numbers, seen].into_iter().flatten().chain(alarms).chain(last).collect()
 }
 
 // A run of 20 steps of each of many controls: the state of one is that of the next.
@@ -360,8 +372,8 @@ fn state_words(s: &ControlState) -> Vec<u32> {
 fn decide_has_the_same_bits_in_cpp() {
     let source = filter(
         "#include \"decide.cuh\"",
-        "struct { ControlParams c; f64 squares; u64 non_finite; f64 listed, grad_scale; ControlState s; }",
-        "decide(in.c, in.squares, in.non_finite, in.listed, in.grad_scale, in.s);",
+        "struct { ControlParams c; f64 squares; u64 non_finite; Peak peak; f64 listed, grad_scale; ControlState s; }",
+        "decide(in.c, in.squares, in.non_finite, in.peak, in.listed, in.grad_scale, in.s);",
         "in.s",
     );
     let Some(program) = compiled("decide", &source) else { return };
@@ -370,17 +382,18 @@ fn decide_has_the_same_bits_in_cpp() {
     for _ in 0..5000 {
         let control = any_control(&mut random);
         let params = control.params(0);
-        let mut state = control.first_state(None);
-        state.applied = random.random_range(0..100);
+        let mut state = ControlState { applied: random.random_range(0..100), ..control.first_state(None) };
         for _ in 0..20 {
             let squares = [0.0, 1e-30, 7.5, 1e30, f64::INFINITY, f64::NAN][random.random_range(0..6)];
             let non_finite = if random.random() { 0 } else { random.random_range(0..3) };
             let grad_scale = random.random_range(0.0..4.0_f64);
             let listed = control.schedule.listed(state.applied);
-            input.extend(params_words(&params));
-            input.extend(halves(&[squares.to_bits(), non_finite, listed.to_bits(), grad_scale.to_bits()]));
-            input.extend(state_words(&state));
-            decide(&params, squares, non_finite, listed, grad_scale, &mut state);
+            let square = [-1.0, 0.0, 0.9, 1.1, 300.0][random.random_range(0..5)];
+            let peak = Peak { square, tensor: random.random_range(0..3) };
+            let numbers = [squares.to_bits(), non_finite, square.to_bits(), peak.tensor.into(), listed.to_bits()];
+            let numbers = halves(&numbers).into_iter().chain(halves(&[grad_scale.to_bits()]));
+            input.extend(params_words(&params).into_iter().chain(numbers).chain(state_words(&state)));
+            decide(&params, squares, non_finite, &peak, listed, grad_scale, &mut state);
             wanted.extend(state_words(&state));
         }
     }

@@ -4,42 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first error")]
 #![expect(clippy::cast_precision_loss, reason = "values of indices")]
 
+mod runs;
+
 use fused_adamw::{
     AdamW, AdamWConfig, Control, Decay, Device, Error, LossScale, NonFinite, Schedule, Simd, StepOptions, TensorSpec,
-    TensorState,
 };
 use half::bf16;
 use proptest::prelude::*;
-
-const CONFIG: AdamWConfig = AdamWConfig {
-    lr: 1e-2,
-    betas: (0.9, 0.99),
-    eps: 1e-8,
-    weight_decay: 0.1,
-    amsgrad: false,
-    maximize: false,
-    algorithm: fused_adamw::Algorithm::AdamW,
-};
-
-/// Gradients of step `t`: any, but the same for the same `t`.
-fn grads(lens: &[usize], t: usize) -> Vec<Vec<f32>> {
-    let value = |i: usize, j: usize| ((i * 31 + j * 7 + t * 13) % 97) as f32 / 48.0 - 1.0;
-    lens.iter().enumerate().map(|(i, &len)| (0..len).map(|j| value(i, j)).collect()).collect()
-}
-
-fn params(lens: &[usize]) -> Vec<Vec<f32>> {
-    grads(lens, 1000)
-}
-
-fn optimizer(lens: &[usize], control: Option<Control>) -> AdamW {
-    let mut opt = AdamW::new(&Device::cpu(), CONFIG, lens).unwrap();
-    opt.set_control(control).unwrap();
-    opt
-}
-
-fn states(opt: &AdamW) -> Vec<TensorState> {
-    (0..opt.len()).map(|i| opt.state(i).unwrap()).collect()
-}
+use runs::{CONFIG, grads, optimizer, params, states};
 
 fn skipping() -> Control {
     Control { non_finite: NonFinite::SkipStep, ..Default::default() }

@@ -8,10 +8,16 @@
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "tests: clippy.toml allows it in the functions marked as such alone")]
 
+#[path = "cuda/accumulate.rs"]
+mod accumulate;
+#[path = "cuda/alarm.rs"]
+mod alarm;
 #[path = "cuda/calls.rs"]
 mod calls;
 #[path = "cuda/control.rs"]
 mod control;
+#[path = "cuda/controlled.rs"]
+mod controlled;
 #[path = "cuda/driver.rs"]
 mod driver;
 #[path = "cuda/emulator.rs"]
@@ -24,6 +30,8 @@ mod emulator_wrong;
 mod errors;
 #[path = "cuda/faults.rs"]
 mod faults;
+#[path = "cuda/graphs.rs"]
+mod graphs;
 #[path = "cuda/metrics.rs"]
 mod metrics;
 #[path = "cuda/parity.rs"]

@@ -1,44 +1,20 @@
-//! What a step does beside the update: what it measures, the alarm, clamping and zeroing.
+//! What a step does beside the update: what it measures, clamping and zeroing.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first error")]
 #![expect(clippy::cast_precision_loss, reason = "small numbers")]
 
+mod runs;
+
 use fused_adamw::{
-    AdamW, AdamWConfig, Alarm, Buffer, Control, Device, Dtype, Error, Metrics, NonFinite, Pair, Simd, StepOptions,
-    TensorMetrics, TensorSpec, TensorState,
+    AdamW, AdamWConfig, Buffer, Control, Device, Dtype, Error, Metrics, NonFinite, Pair, Simd, StepOptions,
+    TensorMetrics,
 };
 use half::bf16;
 use proptest::prelude::*;
-
-const CONFIG: AdamWConfig = AdamWConfig {
-    lr: 1e-2,
-    betas: (0.9, 0.99),
-    eps: 1e-8,
-    weight_decay: 0.1,
-    amsgrad: false,
-    maximize: false,
-    algorithm: fused_adamw::Algorithm::AdamW,
-};
-
-/// Gradients of step `t`: any, but the same for the same `t`.
-fn grads(lens: &[usize], t: usize) -> Vec<Vec<f32>> {
-    let value = |i: usize, j: usize| ((i * 31 + j * 7 + t * 13) % 97) as f32 / 48.0 - 1.0;
-    lens.iter().enumerate().map(|(i, &len)| (0..len).map(|j| value(i, j)).collect()).collect()
-}
-
-fn optimizer(lens: &[usize], control: Control) -> AdamW {
-    let specs = lens.iter().zip(["zero", "one", "two", "three"]).map(|(&len, name)| TensorSpec::new(len).named(name));
-    let mut opt = AdamW::new(&Device::cpu(), CONFIG, specs).unwrap();
-    opt.set_control(Some(control)).unwrap();
-    opt
-}
+use runs::{CONFIG, grads, optimizer, params, states};
 
 fn measuring() -> Control {
     Control { metrics: true, ..Default::default() }
-}
-
-fn states(opt: &AdamW) -> Vec<TensorState> {
-    (0..opt.len()).map(|i| opt.state(i).unwrap()).collect()
 }
 
 const LENS: [usize; 4] = [3, 0, 20_000, 17];
@@ -47,8 +23,8 @@ const LENS: [usize; 4] = [3, 0, 20_000, 17];
 #[test]
 fn the_step_itself_is_the_plain_one() {
     let more = Control { max_grad_value: Some(3e38), zero_grad: true, ..measuring() };
-    let (mut full, mut plain) = (optimizer(&LENS, more), AdamW::new(&Device::cpu(), CONFIG, LENS).unwrap());
-    let (mut a, mut b) = (grads(&LENS, 1000), grads(&LENS, 1000));
+    let (mut full, mut plain) = (optimizer(&LENS, Some(more)), AdamW::new(&Device::cpu(), CONFIG, LENS).unwrap());
+    let (mut a, mut b) = (params(&LENS), params(&LENS));
     for t in 0..4 {
         full.step(a.iter_mut().zip(&mut grads(&LENS, t))).unwrap();
         plain.step(b.iter_mut().zip(&grads(&LENS, t))).unwrap();
@@ -60,10 +36,10 @@ fn the_step_itself_is_the_plain_one() {
 #[test]
 fn a_clamped_step_is_a_plain_one_of_clamped_gradients() {
     let (mut clamped, mut plain) = (
-        optimizer(&LENS, Control { max_grad_value: Some(0.1), ..Default::default() }),
-        optimizer(&LENS, Control::default()),
+        optimizer(&LENS, Some(Control { max_grad_value: Some(0.1), ..Default::default() })),
+        optimizer(&LENS, Some(Control::default())),
     );
-    let (mut a, mut b) = (grads(&LENS, 1000), grads(&LENS, 1000));
+    let (mut a, mut b) = (params(&LENS), params(&LENS));
     for t in 0..4 {
         let mut grads = grads(&LENS, t);
         (grads[2][5], grads[2][6], grads[2][7]) = (f32::INFINITY, f32::NEG_INFINITY, f32::NAN);
@@ -82,7 +58,7 @@ fn a_clamped_step_is_a_plain_one_of_clamped_gradients() {
 #[test]
 fn both_clippings_in_their_order() {
     let mut both =
-        optimizer(&[2], Control { max_grad_norm: Some(5.0), max_grad_value: Some(3.0), ..Default::default() });
+        optimizer(&[2], Some(Control { max_grad_norm: Some(5.0), max_grad_value: Some(3.0), ..Default::default() }));
     both.step([(&mut [0.0_f32; 2], &[30.0_f32, 40.0])]).unwrap();
     let m = both.state(0).unwrap().m;
     approx::assert_relative_eq!(m[0], 0.1 * 30.0 * 5.0 / (50.0 + 1e-6), max_relative = 1e-6);
@@ -94,7 +70,7 @@ fn gradients_are_zeroed_where_there_are_any_and_after_a_skipped_step_too() {
     for (skips, non_finite) in
         [(false, NonFinite::Propagate), (true, NonFinite::SkipStep), (true, NonFinite::SkipTensor)]
     {
-        let mut opt = optimizer(&[3, 4], Control { zero_grad: true, non_finite, ..Default::default() });
+        let mut opt = optimizer(&[3, 4], Some(Control { zero_grad: true, non_finite, ..Default::default() }));
         let (mut a, mut b, mut grad) = ([1.0_f32; 3], [bf16::ONE; 4], [bf16::NAN, -bf16::ONE, bf16::ZERO, bf16::ONE]);
         opt.step([Pair::without_grad(&mut a), Pair::new(&mut b, &mut grad)]).unwrap();
         assert_eq!(grad.map(bf16::to_bits), [0; 4]);
@@ -107,7 +83,7 @@ fn gradients_are_zeroed_where_there_are_any_and_after_a_skipped_step_too() {
 
 #[test]
 fn gradients_that_must_not_be_written_are_refused() {
-    let mut opt = optimizer(&[2, 2], Control { zero_grad: true, ..Default::default() });
+    let mut opt = optimizer(&[2, 2], Some(Control { zero_grad: true, ..Default::default() }));
     let (mut a, mut b, mut grad, other) = ([1.0_f32; 2], [1.0_f32; 2], [1.0_f32; 2], [1.0_f32; 2]);
     let error = opt.step([Pair::new(&mut a, &mut grad), Pair::new(&mut b, &other)]).unwrap_err();
     assert_eq!(error.to_string(), "tensor 1 (one): its gradient is to be written as zeros, but was not given as &mut");
@@ -148,8 +124,8 @@ proptest! {
     #[test]
     fn it_is_what_f64_makes_of_it(len in 1..20_000_usize, steps in 1..4_usize, scale in 0.25..4.0_f64) {
         let lens = [len, 5];
-        let mut opt = optimizer(&lens, measuring());
-        let mut params = grads(&lens, 1000);
+        let mut opt = optimizer(&lens, Some(measuring()));
+        let mut params = params(&lens);
         for t in 0..steps {
             let (before, grads) = (params.clone(), grads(&lens, t));
             opt.step_with(StepOptions { grad_scale: scale }, params.iter_mut().zip(&grads)).unwrap();
@@ -186,7 +162,7 @@ fn it_is_a_function_of_order_and_lengths_alone() {
         opt.set_control(Some(measuring())).unwrap();
         let padded = |t: usize| grads(&lens.map(|len| len + offset), t);
         let (mut params, mut grads) = (padded(1000), padded(3));
-        for (all, fresh) in [(&mut params, self::grads(&lens, 1000)), (&mut grads, self::grads(&lens, 3))] {
+        for (all, fresh) in [(&mut params, runs::params(&lens)), (&mut grads, runs::grads(&lens, 3))] {
             all.iter_mut().zip(fresh).for_each(|(all, fresh)| all[offset..].copy_from_slice(&fresh));
         }
         let pairs = params.iter_mut().map(|p| &mut p[offset..]).zip(grads.iter().map(|g| &g[offset..]));
@@ -222,7 +198,7 @@ fn what_is_lost_in_rounding_and_what_eps_decides_is_counted() {
 
 #[test]
 fn a_tensor_without_a_gradient_and_a_step_that_is_skipped() {
-    let mut opt = optimizer(&[2, 3], Control { non_finite: NonFinite::SkipStep, ..measuring() });
+    let mut opt = optimizer(&[2, 3], Some(Control { non_finite: NonFinite::SkipStep, ..measuring() }));
     let (mut a, mut b) = ([3.0_f32, 4.0], [1.0_f32; 3]);
     assert_eq!(opt.metrics().unwrap(), None);
     opt.step([Pair::new(&mut a, &[1.0_f32; 2]), Pair::without_grad(&mut b)]).unwrap();
@@ -237,79 +213,11 @@ fn a_tensor_without_a_gradient_and_a_step_that_is_skipped() {
     assert!(metrics.total.grad_norm.is_nan() && first.unmoved == 0.0);
 }
 
-/// Norms of 1 or so, then what `spikes` says; whether each was an alarm.
-fn alarms(alarm: Alarm, quiet: usize, spikes: &[f32]) -> (Vec<bool>, AdamW, [f32; 1]) {
-    let mut opt = optimizer(&[1], Control { alarm: Some(alarm), ..measuring() });
-    let (mut p, mut seen) = ([1.0_f32], Vec::new());
-    let norms = (0..quiet).map(|t| 1.0 + [0.1, -0.1][t % 2]).chain(spikes.iter().copied());
-    for norm in norms {
-        opt.step([(&mut p, &[norm])]).unwrap();
-        seen.push(opt.status().unwrap().unwrap().alarm);
-    }
-    (seen, opt, p)
-}
-
-#[test]
-fn a_norm_far_above_its_mean_is_an_alarm_and_not_before_there_is_a_mean() {
-    let alarm = Alarm { steps: 16, ..Default::default() };
-    let (seen, opt, _) = alarms(alarm, 16, &[1.65, 1.5, f32::NAN, 1.0, 5.0]);
-    assert_eq!(seen[16..], [true, false, false, false, true]);
-    assert!(!seen[..16].contains(&true));
-    assert_eq!(opt.status().unwrap().unwrap().alarms, 2);
-    assert!(!alarms(alarm, 15, &[1e6]).0.contains(&true));
-    // Mean 1 and deviation 0.1, exactly but for the roundings of 0.1.
-    let status = alarms(alarm, 16, &[]).1.status().unwrap().unwrap();
-    approx::assert_relative_eq!(status.norm_mean, 1.0, max_relative = 1e-7);
-    approx::assert_relative_eq!(status.norm_sigma, 0.1, max_relative = 1e-6);
-}
-
-#[test]
-fn one_spike_does_not_hide_the_next_and_a_new_level_is_no_alarm_for_long() {
-    let alarm = Alarm { steps: 16, ..Default::default() };
-    assert_eq!(alarms(alarm, 16, &[1e15, 1.0, 5.0, 1.0]).0[16..], [true, false, true, false]);
-    let (seen, ..) = alarms(alarm, 16, &[10.0; 20]);
-    assert!(seen[16] && !seen[35], "{seen:?}");
-}
-
-#[test]
-fn an_alarm_may_skip_the_step() {
-    let alarm = Alarm { steps: 16, skip: true, ..Default::default() };
-    let (_, without, p) = alarms(alarm, 16, &[]);
-    let (seen, opt, q) = alarms(alarm, 16, &[50.0]);
-    let status = opt.status().unwrap().unwrap();
-    assert_eq!((seen[16], status.skipped, status.applied, p), (true, 1, 16, q));
-    assert_eq!(states(&opt), states(&without));
-}
-
-// The small tensor's spike is not the largest gradient.
-#[test]
-fn the_worst_tensor_is_the_one_that_spiked() {
-    for skip in [false, true] {
-        let mut opt = optimizer(
-            &[1000, 10],
-            Control { alarm: Some(Alarm { steps: 8, skip, ..Default::default() }), ..measuring() },
-        );
-        let mut params = grads(&[1000, 10], 1000);
-        for t in 0..9 {
-            let mut grads = grads(&[1000, 10], t);
-            grads[0].iter_mut().for_each(|g| *g *= 10.0);
-            if t == 8 {
-                grads[1].iter_mut().for_each(|g| *g *= 60.0);
-            }
-            opt.step(params.iter_mut().zip(&grads)).unwrap();
-        }
-        let metrics = opt.metrics().unwrap().unwrap();
-        assert!(metrics.status.alarm && metrics.status.skipped == u64::from(skip));
-        assert!(metrics.tensors[0].1.grad_norm > metrics.tensors[1].1.grad_norm);
-        assert_eq!(metrics.worst().unwrap().0.to_string(), "tensor 1 (one)");
-    }
-}
-
 // The norm that all are clipped to makes NaN of every tensor.
 #[test]
 fn the_worst_tensor_is_the_one_whose_gradient_is_not_finite() {
     let control = Control { max_grad_norm: Some(1.0), ..measuring() };
-    let mut opt = optimizer(&[2, 2], control);
+    let mut opt = optimizer(&[2, 2], Some(control));
     opt.step([(&mut [1.0_f32; 2], &[f32::NAN, 1.0]), (&mut [1.0_f32; 2], &[1.0, 1.0])]).unwrap();
     let metrics = opt.metrics().unwrap().unwrap();
     assert!(metrics.tensors.iter().all(|(_, tensor)| tensor.rms.is_nan()));
@@ -318,18 +226,12 @@ fn the_worst_tensor_is_the_one_whose_gradient_is_not_finite() {
 
 #[test]
 fn what_is_out_of_its_range_is_named() {
-    let mut opt = optimizer(&[1], measuring());
+    let mut opt = optimizer(&[1], Some(measuring()));
     let mut refused = |control: Control| opt.set_control(Some(control)).unwrap_err().to_string();
     for value in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-60, 1e60] {
         let control = Control { max_grad_value: Some(value), ..Default::default() };
         assert_eq!(refused(control), format!("control: max_grad_value is {value}, must be in (0, inf), as f32"));
     }
-    let mut alarm = |alarm: Alarm| refused(Control { alarm: Some(alarm), ..Default::default() });
-    for sigmas in [-1.0, f64::NAN, f64::INFINITY] {
-        let error = alarm(Alarm { sigmas, ..Default::default() });
-        assert_eq!(error, format!("control: alarm.sigmas is {sigmas}, must be in [0, inf)"));
-    }
-    assert_eq!(alarm(Alarm { steps: 1, ..Default::default() }), "control: alarm.steps is 1, must be in [2, inf)");
     opt.step([(&mut [1.0_f32], &[1.0_f32])]).unwrap();
     assert!(opt.metrics().unwrap().is_some());
 }

@@ -30,10 +30,14 @@ const PANELS: [Panel; 3] = [
     Panel {
         label: "gradient norm; grey: 6 sigma above its mean",
         value: |record| record.total.grad_norm,
-        limit: Some(|record| record.status.norm_mean + 6.0 * record.status.norm_sigma),
+        limit: Some(|record| record.status.norm_alarm.mean + 6.0 * record.status.norm_alarm.sigma),
     },
     Panel { label: "update norm / parameter norm", value: |record| record.total.update_ratio, limit: None },
-    Panel { label: "RMS of gradient / sqrt(v)", value: |record| record.total.rms, limit: None },
+    Panel {
+        label: "RMS_t of the tensor where it is largest; grey: 6 sigma above its mean",
+        value: |record| record.worst().map_or(0.0, |(_, tensor)| tensor.rms),
+        limit: Some(|record| record.status.rms_alarm.mean + 6.0 * record.status.rms_alarm.sigma),
+    },
 ];
 
 pub(crate) fn draw(records: &[Metrics], path: &Path) -> Result<()> {
@@ -42,7 +46,7 @@ pub(crate) fn draw(records: &[Metrics], path: &Path) -> Result<()> {
         .map_err(|_| anyhow!("the built-in font cannot be read"))?;
     let root = BitMapBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let title = "A run with a planted NaN and a planted spike (red: skipped on the device)";
+    let title = "A run with a planted NaN, a spike and a leap (red: skipped on the device)";
     let areas = root.margin(20, 20, 20, 20).titled(title, text(40))?.split_evenly((PANELS.len(), 1));
     areas.iter().zip(&PANELS).try_for_each(|(area, panel)| draw_panel(area, records, panel))?;
     Ok(root.present()?)

@@ -1,5 +1,6 @@
-//! 04: watches a training run, and says which tensor broke it. A NaN and a spike are planted in the gradients of two named
-//! tensors; the device skips both steps, the record names the tensors, the picture shows the run.
+//! 04: watches a training run, and says which tensor broke it. A NaN, a spike and a leap too small for the norm are planted
+//! in the gradients of three named tensors; the device skips the steps, of the leap the one after it, the record names the
+//! tensors, the picture shows the run.
 //! Before: `03_replay`, which compares with PyTorch.
 //!
 //! The network is that of `01_train_digits`.
@@ -20,7 +21,7 @@ mod parameters;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use fused_adamw::{AdamW, AdamWConfig, Alarm, Control, Device, Metrics, NonFinite, TensorSpec};
+use fused_adamw::{AdamW, AdamWConfig, Alarm, AlarmStatus, Control, Device, Metrics, NonFinite, TensorSpec};
 
 use crate::{data::Digits, network::Network, parameters::Parameters};
 
@@ -29,7 +30,8 @@ const STEPS: u64 = 400;
 const BATCH: usize = 32;
 
 /// In which step what is planted where: factors of every gradient of that tensor.
-const PLANTED: [(u64, &str, f32); 2] = [(200, "layer 1 weight", f32::NAN), (300, "layer 2 bias", 1e3)];
+const PLANTED: [(u64, &str, f32); 3] =
+    [(200, "layer 1 weight", f32::NAN), (300, "layer 2 bias", 1e3), (350, "layer 0 bias", 20.0)];
 
 fn main() -> Result<()> {
     let device = Device::best();
@@ -38,8 +40,8 @@ fn main() -> Result<()> {
     let mut optimizer = AdamW::new(&device, AdamWConfig::default(), specs)?;
     optimizer.set_control(Some(Control {
         non_finite: NonFinite::SkipStep,
-        alarm: Some(Alarm { skip: true, ..Default::default() }),
-        metrics: true,
+        norm_alarm: Some(Alarm { skip: true, ..Default::default() }),
+        rms_alarm: Some(Alarm { skip: true, ..Default::default() }),
         ..Default::default()
     }))?;
     let records = train(&mut optimizer, &device)?;
@@ -75,17 +77,22 @@ fn train(optimizer: &mut AdamW, device: &Device) -> Result<Vec<Metrics>> {
 
 /// The step and the tensor, if something is wrong with them; says so.
 fn blame(record: &Metrics) -> Option<(u64, &str)> {
-    let (status, total) = (record.status, record.total);
-    let (tensor, of) = record.worst().filter(|_| status.alarm || total.non_finite > 0)?;
+    let (status, norm) = (record.status, record.total.grad_norm);
+    let (worst, of) = record.worst()?;
     let step = status.applied + status.skipped;
-    match of.non_finite {
-        0 => println!(
-            "step {step}: ALARM, the gradients' norm is {:.1}, usual are {:.1} +- {:.1}: {tensor}, RMS {:.0}",
-            total.grad_norm, status.norm_mean, status.norm_sigma, of.rms
-        ),
-        n => println!("step {step}: {n} gradients are NaN or infinite: {tensor}"),
+    let usual = |alarm: AlarmStatus| format!("usual are {:.1} +- {:.1}", alarm.mean, alarm.sigma);
+    if of.non_finite > 0 {
+        println!("step {step}: {} gradients are NaN or infinite: {worst}", of.non_finite);
+    } else if status.norm_alarm.raised {
+        println!("step {step}: ALARM, the gradients' norm is {norm:.1}, {}: {worst}", usual(status.norm_alarm));
+    } else if let Some(index) = status.rms_tensor.filter(|_| status.rms_alarm.raised) {
+        let (tensor, step) = (&record.tensors[index].0, step - 1);
+        println!("step {step}: ALARM, RMS_t was {:.1}, {}: {tensor}", status.rms, usual(status.rms_alarm));
+        return Some((step, tensor.name.as_deref()?));
+    } else {
+        return None;
     }
-    Some((step, tensor.name.as_deref()?))
+    Some((step, worst.name.as_deref()?))
 }
 
 fn draw(records: &[Metrics]) -> Result<()> {

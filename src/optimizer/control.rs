@@ -12,7 +12,8 @@ use {cudarc::driver::CudaSlice, std::sync::Arc};
 
 impl AdamW {
     /// Lets the device decide how its steps are taken, by `control`; or, with `None`, ends that. Step counts go on, and,
-    /// if there was a control before, so do its schedule and loss scale. On a GPU this waits for what is enqueued.
+    /// if there was a control before, so do its schedule, and loss scale and alarms where both have them. On a GPU this
+    /// waits for what is enqueued.
     ///
     /// ```
     /// use fused_adamw::{AdamW, AdamWConfig, Control, Device, LossScale, NonFinite};
@@ -72,10 +73,10 @@ impl AdamW {
         Ok(self.engine.control_state()?.map(Status::from))
     }
 
-    /// What was measured of the newest step whose record has arrived; `None` without [`Control::metrics`], and before there
-    /// is one. Never waits: on a GPU every step sends its record to one of 4 places in pinned memory, from where it is
-    /// read if it is there. A record that nobody has read is overwritten by the fourth after it, and one for which all
-    /// places are still on their way is not kept: [`Metrics::dropped`] counts both.
+    /// What was measured of the newest step whose record has arrived; `None` without [`Control::metrics`] or
+    /// [`Control::rms_alarm`], and before there is one. Never waits: on a GPU every step sends its record to one of 4 places
+    /// in pinned memory, from where it is read if it is there. A record that nobody has read is overwritten by the fourth
+    /// after it; one for which all places are still on their way is not kept, and [`Metrics::dropped`] counts those.
     ///
     /// Replays of a captured step are not seen by the host. Once one has been captured each call asks for the record of
     /// the last replay enqueued, and returns what has arrived of earlier ones.
@@ -91,7 +92,7 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// On a GPU `Error::Driver`.
+    /// On a GPU `Error::Capturing`, `Error::Driver`.
     pub fn metrics(&mut self) -> Result<Option<Metrics>> {
         Ok(self.engine.record()?.map(|record| Metrics::new(&record, &self.tensors)))
     }

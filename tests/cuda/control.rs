@@ -1,46 +1,21 @@
-//! A controlled step on the device: the CPU's bits, what it costs, and what a graph of it does.
+//! A controlled step on the device: the CPU's bits, and what it costs.
 
 use std::sync::Arc;
 
 use fused_adamw::cudarc::driver::CudaContext;
-use fused_adamw::cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
+use fused_adamw::cudarc::driver::sys::CUresult;
 use fused_adamw::{
     AdamW, AdamWConfig, Control, Decay, Device, Dtype, Error, LossScale, NonFinite, Schedule, StepOptions,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use crate::controlled::{ALL, assert_same, control, set};
 use crate::driver::{calls, counts, each_driver, emulated, fail, has_failed, is_sanitized, traffic};
 use crate::twins::{DTYPES, LENGTHS, Shape, Twins, Values};
 
-const ALL: StepOptions = StepOptions { grad_scale: 1.0 };
 const LAUNCHES: fn(usize) -> (&'static str, usize) = |n| ("cuLaunchKernel", n);
 const ASKED: (&str, usize) = ("cuStreamIsCapturing", 1);
-
-/// Everything at once.
-fn control(non_finite: NonFinite) -> Control {
-    let scale = LossScale { init_scale: 4.0, growth_interval: 3, ..Default::default() };
-    let decay = Decay::Cosine { end: 12, floor: 0.1 };
-    Control {
-        max_grad_norm: Some(3.0),
-        non_finite,
-        loss_scale: Some(scale),
-        schedule: Schedule { warmup: 3, decay },
-        ..Default::default()
-    }
-}
-
-fn set(twins: &mut Twins, control: &Control) {
-    [&mut twins.cpu, &mut twins.gpu].into_iter().for_each(|opt| opt.set_control(Some(control.clone())).unwrap());
-}
-
-/// Tensors, and what the control says of itself.
-#[track_caller]
-fn assert_same(twins: &Twins) {
-    let [cpu, gpu] = [&twins.cpu, &twins.gpu].map(|opt| format!("{:?}", opt.status().unwrap()));
-    assert_eq!(cpu, gpu);
-    twins.assert_same();
-}
 
 /// Makes the gradient of a tensor not finite, on both devices.
 fn spoil(twins: &mut Twins, i: usize) {
@@ -199,98 +174,6 @@ fn a_new_learning_rate_costs_one_copy() {
     });
 }
 
-const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-const FLAGS: CUgraphInstantiate_flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-
-/// On a stream that can be captured, as the default one cannot.
-fn capturable(shapes: impl IntoIterator<Item = Shape>) -> Twins {
-    let stream = Device::cuda_at(0).unwrap().stream().unwrap().context().new_stream().unwrap();
-    // SAFETY: all of this test is on the one stream.
-    unsafe { stream.context().disable_event_tracking() };
-    let device = Device::cuda(&stream).unwrap();
-    Twins::on(&device, &stream, Values::Tame, &[AdamWConfig::default()], shapes)
-}
-
-#[test]
-fn fifty_replays_of_a_captured_step_are_fifty_steps() {
-    each_driver(|| {
-        let shapes = DTYPES.map(|dtype| Shape { param_at: 1, ..Shape::new(3000, dtype, dtype) });
-        let mut twins = capturable(shapes);
-        set(&mut twins, &control(NonFinite::SkipStep));
-        (0..2).for_each(|_| twins.step());
-        let stream = twins.gpu.device().stream().unwrap().clone();
-        // SAFETY: what is captured outlives the graph, and is used between its launches alone, on this stream.
-        unsafe { twins.gpu.allow_capture() };
-        stream.begin_capture(MODE).unwrap();
-        twins.gpu_step(ALL, |_| true).unwrap();
-        let graph = stream.end_capture(FLAGS).unwrap().unwrap();
-        for replay in 0..50 {
-            twins.new_grads();
-            if [7, 8, 49].contains(&replay) {
-                twins.spoil_in_place(1);
-            }
-            if replay == 20 {
-                [&mut twins.cpu, &mut twins.gpu].into_iter().for_each(|opt| opt.set_lr(3e-3).unwrap());
-            }
-            graph.launch().unwrap();
-            twins.cpu_step(ALL, |_| true).unwrap();
-            assert_same(&twins);
-        }
-        let status = twins.gpu.status().unwrap().unwrap();
-        assert_eq!((status.applied, status.skipped), (49, 3));
-    });
-}
-
-#[test]
-fn a_step_is_captured_by_those_who_have_promised_what_it_takes() {
-    emulated(&[], || {
-        let mut twins = capturable([Shape::f32(30)]);
-        twins.step();
-        let stream = twins.gpu.device().stream().unwrap().clone();
-        let captured = |twins: &mut Twins| {
-            stream.begin_capture(MODE).unwrap();
-            let result = twins.gpu_step(ALL, |_| true);
-            drop(stream.end_capture(FLAGS).unwrap());
-            result
-        };
-        let before = twins.gpu_bits();
-        assert!(matches!(captured(&mut twins), Err(Error::Captured)));
-        // SAFETY: each graph is dropped before anything else happens.
-        unsafe { twins.gpu.allow_capture() };
-        // Without a control its numbers would be constants of the graph.
-        assert!(matches!(captured(&mut twins), Err(Error::Captured)));
-        set(&mut twins, &control(NonFinite::SkipStep));
-        // Its classes are yet to be uploaded.
-        assert!(matches!(captured(&mut twins), Err(Error::Capturing)));
-        assert!(twins.gpu_bits() == before);
-        twins.step();
-        captured(&mut twins).unwrap();
-        assert_same(&twins);
-    });
-}
-
-#[test]
-fn sums_are_the_cpus_and_cost_one_launch_a_pass() {
-    each_driver(|| {
-        let shape =
-            |(i, len): (usize, usize)| Shape { grad_at: i % 9, ..Shape::new(len, DTYPES[i % 3], DTYPES[i / 3 % 3]) };
-        let mut twins = Twins::new(&[AdamWConfig::default()], LENGTHS.into_iter().enumerate().map(shape));
-        for step in 0..3 {
-            for pass in 0..3 {
-                twins.new_grads();
-                let has = |i: usize| !(i + pass + step).is_multiple_of(4);
-                let Twins { gpu, cpu, tensors, .. } = &mut twins;
-                gpu.accumulate(tensors.iter().enumerate().map(|(i, t)| t.gpu_grad(has(i)))).unwrap();
-                cpu.accumulate(tensors.iter().enumerate().map(|(i, t)| t.cpu_grad(has(i)))).unwrap();
-            }
-            let Twins { gpu, cpu, tensors, .. } = &mut twins;
-            gpu.step_accumulated(ALL, tensors.iter_mut().map(|t| t.gpu_param())).unwrap();
-            cpu.step_accumulated(ALL, tensors.iter_mut().map(|t| t.cpu_param())).unwrap();
-            twins.assert_same();
-        }
-    });
-}
-
 #[test]
 fn setting_a_control_and_dropping_it_leaks_nothing() {
     emulated(&[], || {
@@ -301,24 +184,6 @@ fn setting_a_control_and_dropping_it_leaks_nothing() {
         assert!(crate::driver::allocations() > before);
         opt.set_control(None).unwrap();
         assert_eq!(crate::driver::allocations(), before);
-    });
-}
-
-#[test]
-fn a_pass_is_one_launch_and_no_copy_when_the_addresses_are_the_same() {
-    emulated(&[], || {
-        let mut twins = Twins::new(&[AdamWConfig::default()], (0..1000).map(|i| Shape::f32(i % 40)));
-        for step in 0..3 {
-            for pass in 0..2 {
-                let Twins { gpu, tensors, .. } = &mut twins;
-                let calls = calls(|| gpu.accumulate(tensors.iter().map(|t| t.gpu_grad(true))).unwrap());
-                if (step, pass) != (0, 0) {
-                    assert_eq!(calls, counts([LAUNCHES(1), ASKED]));
-                }
-            }
-            let Twins { gpu, tensors, .. } = &mut twins;
-            gpu.step_accumulated(ALL, tensors.iter_mut().map(|t| t.gpu_param())).unwrap();
-        }
     });
 }
 
@@ -458,5 +323,57 @@ fn the_loss_scale_lies_where_it_is_said_to() {
         let on_gpu = unsafe { stream.upgrade_device_ptr::<f32>(address, 1) };
         assert_eq!(stream.clone_dtoh(&on_gpu).unwrap(), [2.0]);
         assert_eq!(on_gpu.leak(), address);
+    });
+}
+
+// What the norm multiplies by is 1 then, and no other bit changes.
+#[test]
+fn a_norm_below_the_limit_leaves_the_bits_of_a_step_that_is_not_clipped() {
+    each_driver(|| {
+        let shapes = DTYPES.map(|dtype| Shape::new(3000, dtype, dtype));
+        let mut twins = Twins::new(&[AdamWConfig::default()], shapes);
+        twins.gpu.set_control(Some(Control { max_grad_norm: Some(1e6), ..Default::default() })).unwrap();
+        for _ in 0..3 {
+            twins.step(); // on the CPU the plain one
+            twins.assert_same();
+        }
+        assert_eq!(twins.gpu.status().unwrap().unwrap().grad_scale, 1.0);
+    });
+}
+
+// 1e20 is an f32, its square is none; 1e160 would do for the f64 that the chunks are added in.
+#[test]
+fn finite_gradients_whose_squares_are_not_are_skipped() {
+    each_driver(|| {
+        let mut twins = Twins::new(&[AdamWConfig::default()], [Shape::f32(9000), Shape::f32(70)]);
+        set(&mut twins, &Control { non_finite: NonFinite::SkipStep, ..Default::default() });
+        for bits in [1e20_f32, -3e38, 1.0].map(f32::to_bits) {
+            twins.new_grads();
+            twins.set_grad(1, vec![bits; 70]);
+            let before = twins.gpu_bits();
+            twins.gpu_step(ALL, |_| true).unwrap();
+            twins.cpu_step(ALL, |_| true).unwrap();
+            let skipped = bits != 1.0_f32.to_bits();
+            assert_eq!(twins.gpu_bits() == before, skipped);
+            assert_same(&twins);
+        }
+        let status = twins.gpu.status().unwrap().unwrap();
+        assert_eq!((status.applied, status.skipped, status.non_finite), (1, 2, 0));
+    });
+}
+
+// Nothing to update, but a step: its norm is 0, and it counts.
+#[test]
+fn a_list_without_elements_is_a_step_of_its_decision_alone() {
+    emulated(&[], || {
+        for more in [None, Some(1.0)] {
+            let shapes = [Shape::f32(0), Shape::new(0, Dtype::BF16, Dtype::F16)];
+            let mut twins = Twins::new(&[AdamWConfig::default()], shapes);
+            set(&mut twins, &Control { max_grad_value: more, ..control(NonFinite::SkipStep) });
+            (0..2).for_each(|_| twins.step());
+            assert_same(&twins);
+            assert_eq!(calls(|| twins.gpu_step(ALL, |_| true).unwrap()), counts([LAUNCHES(1), ASKED]));
+            assert_eq!(twins.gpu.status().unwrap().unwrap().applied, 3);
+        }
     });
 }

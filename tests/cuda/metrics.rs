@@ -1,10 +1,11 @@
 //! What is more than a plain step, on the device: the CPU's bits, what it costs, and how its record reaches the host.
 
-use fused_adamw::cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
+use fused_adamw::cudarc::driver::sys::CUresult;
 use fused_adamw::{
-    AdamW, AdamWConfig, Alarm, Algorithm, Control, Device, Dtype, LossScale, Metrics, NonFinite, StepOptions,
+    AdamW, AdamWConfig, Alarm, Algorithm, Control, Dtype, Error, LossScale, Metrics, NonFinite, StepOptions,
 };
 
+use crate::controlled::{FLAGS, MODE, capturable, set};
 use crate::driver::{allocations, calls, counts, each_driver, emulated, fail, has_failed, is_sanitized, traffic};
 use crate::twins::{DTYPES, LENGTHS, Shape, Twins, Values};
 
@@ -21,14 +22,10 @@ fn control() -> Control {
         max_grad_value: Some(0.5),
         non_finite: NonFinite::SkipStep,
         loss_scale: Some(LossScale { init_scale: 2.0, ..Default::default() }),
-        alarm: Some(Alarm { sigmas: 50.0, steps: 3, skip: true }),
+        norm_alarm: Some(Alarm { sigmas: 50.0, steps: 3, skip: true }),
         zero_grad: true,
         ..measuring()
     }
-}
-
-fn set(twins: &mut Twins, control: &Control) {
-    [&mut twins.cpu, &mut twins.gpu].into_iter().for_each(|opt| opt.set_control(Some(control.clone())).unwrap());
 }
 
 fn step_gpu(twins: &mut Twins, has_grad: impl Fn(usize) -> bool) -> fused_adamw::Result<()> {
@@ -122,7 +119,7 @@ fn what_is_measured_is_the_cpus_whatever_the_step_does() {
                 assert_same(&mut twins);
             }
             let status = twins.gpu.status().unwrap().unwrap();
-            assert!(status.alarm && status.alarms == 1, "{status:?}");
+            assert!(status.norm_alarm.raised && status.norm_alarm.alarms == 1, "{status:?}");
         }
     });
 }
@@ -176,7 +173,7 @@ fn what_it_costs() {
                     Control { max_grad_value: Some(1.0), zero_grad: true, ..Default::default() },
                     counts([launches(2), asked(1)]),
                 ),
-                (Control { alarm: Some(Alarm::default()), ..Default::default() }, counts([launches(3), asked(1)])),
+                (Control { norm_alarm: Some(Alarm::default()), ..Default::default() }, counts([launches(3), asked(1)])),
                 (
                     Control { max_grad_norm: Some(1.0), ..measuring() },
                     counts([
@@ -234,7 +231,7 @@ fn reading_never_waits_and_a_record_too_many_is_dropped() {
         step(&mut twins, |_| true);
         // Not yet there when asked for the first time.
         let read = calls(|| assert_eq!(twins.gpu.metrics().unwrap(), None));
-        assert_eq!(read, counts([("cuEventQuery", 1)]));
+        assert_eq!(read, counts([("cuStreamIsCapturing", 1), ("cuEventQuery", 1)]));
         (0..4).for_each(|_| step(&mut twins, |_| true));
         let metrics = gpu_metrics(&mut twins);
         assert_eq!((metrics.status.applied, metrics.dropped), (5, 0));
@@ -285,20 +282,17 @@ fn a_record_that_fails_is_dropped_and_its_step_is_not() {
 #[test]
 fn replays_of_a_captured_step_are_measured() {
     each_driver(|| {
-        let stream = Device::cuda_at(0).unwrap().stream().unwrap().context().new_stream().unwrap();
-        // SAFETY: all of this test is on the one stream.
-        unsafe { stream.context().disable_event_tracking() };
-        let shapes = DTYPES.map(|dtype| Shape::new(3000, dtype, dtype));
-        let mut twins = Twins::on(&Device::cuda(&stream).unwrap(), &stream, Values::Tame, &groups()[..1], shapes);
+        let mut twins = capturable(DTYPES.map(|dtype| Shape::new(3000, dtype, dtype)));
+        let stream = twins.gpu.device().stream().unwrap().clone();
         set(&mut twins, &Control { loss_scale: None, ..control() });
         (0..2).for_each(|_| step(&mut twins, |_| true));
         // SAFETY: what is captured outlives the graph, and is used between its launches alone, on this stream.
         unsafe { twins.gpu.allow_capture() };
-        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+        stream.begin_capture(MODE).unwrap();
         let Twins { gpu, tensors, .. } = &mut twins;
         gpu.step_with(SCALED, tensors.iter_mut().map(|tensor| tensor.gpu_pair_mut(true))).unwrap();
-        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = stream.end_capture(flags).unwrap().unwrap();
+        assert!(matches!(gpu.metrics(), Err(Error::Capturing))); // and the capture goes on
+        let graph = stream.end_capture(FLAGS).unwrap().unwrap();
         for replay in 0..12 {
             twins.new_grads();
             if [7, 11].contains(&replay) {
