@@ -1,6 +1,10 @@
 //! A prepared step is the step it stands for, on the CPU; on a GPU: `tests/cuda/prepared.rs`.
 
-#![allow(clippy::unwrap_used, clippy::cast_precision_loss, reason = "a test fails by panicking, and makes values of indices")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    reason = "a test fails by panicking, and makes values of indices"
+)]
 
 use fused_adamw::{AdamW, AdamWConfig, Control, Device, Dtype, Error, Grad, Pair, Param, StepOptions, TensorSpec};
 use half::bf16;

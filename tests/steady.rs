@@ -39,10 +39,10 @@ type Case = (Vec<usize>, Vec<usize>, Option<Control>);
 
 fn cases() -> Vec<Case> {
     let schedule = Schedule { warmup: 10, decay: Decay::Cosine { end: 100, floor: 0.1 } };
-    let alarm = Some(Alarm { skip: true, ..Default::default() });
-    let clip = Control { max_grad_norm: Some(1.0), schedule, alarm, ..Default::default() };
+    let norm_alarm = Some(Alarm { skip: true, ..Default::default() });
+    let clip = Control { max_grad_norm: Some(1.0), schedule, norm_alarm, ..Default::default() };
     let every_tensor = Control { non_finite: NonFinite::SkipTensor, ..clip.clone() };
-    let full = Control { metrics: true, max_grad_value: Some(0.1), ..clip.clone() };
+    let full = Control { metrics: true, rms_alarm: norm_alarm, max_grad_value: Some(0.1), ..clip.clone() };
     vec![
         (vec![1000], vec![], None),
         (vec![1 << 20], vec![], None),

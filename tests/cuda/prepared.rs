@@ -41,13 +41,13 @@ fn prepared_steps_have_the_bits_of_ordinary_ones_on_the_cpu() {
     emulated(&[], || {
         for control in [None, Some(Control { max_grad_norm: Some(0.5), ..Default::default() })] {
             let mut twins = twins(30);
-            [&mut twins.cpu, &mut twins.gpu].map(|opt| opt.set_control(control.clone()).unwrap());
+            [&mut twins.cpu, &mut twins.gpu].into_iter().for_each(|opt| opt.set_control(control.clone()).unwrap());
             for modulus in [2, 1, 3] {
                 let has_grad = |i: usize| i.is_multiple_of(modulus);
                 prepare(&mut twins, has_grad);
                 (0..3).for_each(|_| step(&mut twins, has_grad));
-                [&mut twins.cpu, &mut twins.gpu].map(|opt| opt.set_lr(1e-4).unwrap());
-                [&mut twins.cpu, &mut twins.gpu].map(|opt| opt.reload_masters());
+                [&mut twins.cpu, &mut twins.gpu].into_iter().for_each(|opt| opt.set_lr(1e-4).unwrap());
+                [&mut twins.cpu, &mut twins.gpu].into_iter().for_each(|opt| opt.reload_masters());
                 (0..2).for_each(|_| step(&mut twins, has_grad));
                 twins.assert_same();
             }
@@ -74,7 +74,7 @@ fn a_prepared_step_is_one_launch_however_long_the_list() {
 fn a_prepared_step_can_be_captured() {
     emulated(&[], || {
         let mut twins = twins(20);
-        [&mut twins.cpu, &mut twins.gpu].map(|opt| opt.set_control(Some(Control::default())).unwrap());
+        [&mut twins.cpu, &mut twins.gpu].into_iter().for_each(|opt| opt.set_control(Some(Control::default())).unwrap());
         prepare(&mut twins, |_| true);
         let stream = twins.gpu.device().stream().unwrap().clone();
         let captured = |twins: &mut Twins| -> Result<()> {
@@ -129,7 +129,9 @@ fn a_controlled_step_of_empty_tensors_counts() {
             let shapes = [Shape::f32(0), Shape::new(0, Dtype::BF16, Dtype::F16)];
             let mut twins = Twins::new(&[AdamWConfig::default()], shapes);
             let control = Control { max_grad_norm: Some(1.0), metrics, ..Default::default() };
-            [&mut twins.cpu, &mut twins.gpu].map(|opt| opt.set_control(Some(control.clone())).unwrap());
+            [&mut twins.cpu, &mut twins.gpu]
+                .into_iter()
+                .for_each(|opt| opt.set_control(Some(control.clone())).unwrap());
             (0..2).for_each(|_| twins.step_with(ALL, |i| i == 1));
             twins.assert_same();
             assert_eq!([0, 1].map(|i| twins.gpu.state(i).unwrap().step), [0, 2]);
