@@ -3,6 +3,9 @@
 
 use crate::table::Chunk;
 
+#[cfg(all(test, feature = "cuda"))]
+mod waves;
+
 /// How a list of tensors is cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -51,13 +54,14 @@ pub(crate) fn first_too_many(lens: &[u64]) -> Option<(usize, u64)> {
     sums.enumerate().find(|&(_, sum)| sum > MAX_ELEMENTS)
 }
 
-/// A chunk length for `elements` on a GPU of `multiprocessors`: short enough that every multiprocessor has several
-/// chunks, if the list is long enough for that; long enough that the tables are far below 1% of the traffic.
+/// A chunk length for `elements` on a GPU of `multiprocessors`: short enough that few blocks are left when the others
+/// have ended, if the list is long enough for that; long enough that a block's start and its tables are a small part of
+/// it. `plan/waves.rs` says how small both are.
 #[cfg(feature = "cuda")]
 pub(crate) fn gpu_chunk_len(elements: u64, multiprocessors: u32) -> u32 {
     const SHORTEST: u64 = 1024; // four elements a thread
-    const LONGEST: u64 = 16 * 1024; // 16 + 56 bytes of tables to 448 KiB of traffic
-    const CHUNKS_A_MULTIPROCESSOR: u64 = 32; // eight waves of four resident blocks
+    const LONGEST: u64 = 8 * 1024; // 16 + 56 bytes of tables to 224 KiB of traffic
+    const CHUNKS_A_MULTIPROCESSOR: u64 = 128; // 32 waves of four resident blocks: the last one is a small part
     let wanted = elements / (u64::from(multiprocessors.max(1)) * CHUNKS_A_MULTIPROCESSOR);
     #[expect(clippy::cast_possible_truncation, reason = "between two constants")]
     let len = wanted.clamp(SHORTEST, LONGEST).next_power_of_two() as u32;
@@ -121,11 +125,11 @@ mod tests {
         for multiprocessors in [0, 1, 24, 84, 108, 132, 1000] {
             for elements in [0, 1, 1_000_000, 1 << 24, 8_000_000_000, MAX_ELEMENTS] {
                 let len = gpu_chunk_len(elements, multiprocessors);
-                assert!((1024..=16 * 1024).contains(&len) && len.is_multiple_of(CHUNK_STEP));
+                assert!((1024..=8 * 1024).contains(&len) && len.is_multiple_of(CHUNK_STEP));
                 assert!(elements.div_ceil(len.into()) <= i32::MAX as u64, "one grid");
             }
         }
         assert!(1_000_000 / gpu_chunk_len(1_000_000, 132) > 4 * 132);
-        assert_eq!(gpu_chunk_len(8_000_000_000, 132), 16 * 1024);
+        assert_eq!(gpu_chunk_len(8_000_000_000, 132), 8 * 1024);
     }
 }
