@@ -2,6 +2,7 @@
 // rounding of the 16-bit formats.
 #pragma once
 #include "rounding.cuh"
+#include "variants.cuh"
 
 // LANES consecutive values as they lie in memory: enough room for f32.
 template <u32 LANES>
@@ -39,12 +40,20 @@ DEVICE void store(u64 address, u8 dtype, f32 x) {
 // A load is split into `fetch`, which only moves bytes, and `unpack`, so that every array's bytes are on their way
 // before the first of them is needed.
 
+DEVICE uint4 load16(const uint4* from) {
+#if STREAM_LOADS && (defined(__CUDACC__) || defined(__CUDACC_RTC__))
+    return __ldcs(from);
+#else
+    return *from;
+#endif
+}
+
 template <u32 LANES>
 DEVICE Raw<LANES> fetch_aligned(u64 address, u8 dtype) {
     Raw<LANES> raw;
     const uint4* const from = global<const uint4>(address);
-    raw.at[0] = from[0];
-    if (LANES == 8 && dtype == F32) raw.at[LANES / 4 - 1] = from[1];
+    raw.at[0] = load16(from);
+    if (LANES == 8 && dtype == F32) raw.at[LANES / 4 - 1] = load16(from + 1);
     return raw;
 }
 
@@ -98,7 +107,8 @@ DEVICE u32 pair16(u8 dtype, f32 low, f32 high) {
 // One store. Said to the compiler, because it makes four of it where it has the same words for another store.
 DEVICE void store16(uint4* to, uint4 words) {
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-    __stwb(to, words);
+    if constexpr (STREAM_STORES) __stcs(to, words);
+    else __stwb(to, words);
 #else
     *to = words;
 #endif

@@ -10,6 +10,7 @@ use crate::cuda_control::CudaControl;
 use crate::cuda_device::CudaDevice;
 use crate::cuda_table::{Table, refuse_capture, upload_changed, while_doing};
 use crate::error::Result;
+use crate::kernels::Kernel;
 use crate::table::{Chunk, INLINE_SCALARS, InlineScalars, StepScalars, SumRow, TensorRow};
 use cudarc::driver::{CudaFunction, LaunchConfig, PushKernelArg};
 use std::sync::Arc;
@@ -23,9 +24,13 @@ pub(crate) struct Launcher {
     device: Arc<CudaDevice>,
     chunks: Table<Chunk>,
     blocks: u32,
+    /// Blocks of an update: as many, unless it is tuned.
+    grid: u32,
     rows: Table<TensorRow>,
-    /// What steps the tensors of `rows`; `None`: other rows have been made since these were uploaded.
-    kernel: Option<CudaFunction>,
+    /// No other rows have been made since those of `rows` were uploaded.
+    is_uploaded: bool,
+    /// Of the last rows.
+    update: Option<CudaFunction>,
     /// Rows of the gradients that are added up, what is uploaded of them, and the kernel.
     sums: Option<(Table<SumRow>, Vec<SumRow>, CudaFunction)>,
     /// Holds the scalars of a step that has more of them than fit into the arguments.
@@ -33,16 +38,20 @@ pub(crate) struct Launcher {
 }
 
 impl Launcher {
-    pub(crate) fn new(device: &Arc<CudaDevice>, list: &[Chunk], tensors: usize) -> Result<Self> {
-        let mut chunks = Table::zeros(&device.stream, list.len(), "allocate the table of chunks")?;
-        chunks.upload(list, "upload the table of chunks")?;
+    pub(crate) fn new(device: &Arc<CudaDevice>, lens: Vec<u64>) -> Result<Self> {
+        let tensors = lens.len();
+        let list: Vec<Chunk> = device.geometry.plan(lens).chunks().collect();
+        // 2^40 elements in chunks of 1,024 and more, and fewer tensors than a u32 counts.
+        let blocks = u32::try_from(list.len()).unwrap_or(u32::MAX);
+        let list = device.geometry.table(list);
         Ok(Self {
             device: device.clone(),
-            chunks,
-            // 2^40 elements in chunks of 1,024 and more, and fewer tensors than a u32 counts.
-            blocks: u32::try_from(list.len()).unwrap_or(u32::MAX),
+            chunks: Table::of(&device.stream, &list, "upload the table of chunks")?,
+            blocks,
+            grid: device.geometry.grid(blocks),
             rows: Table::zeros(&device.stream, tensors, "allocate the table of tensors")?,
-            kernel: None,
+            is_uploaded: false,
+            update: None,
             sums: None,
             spilled: None,
         })
@@ -59,7 +68,7 @@ impl Launcher {
     pub(crate) unsafe fn accumulate(&mut self, rows: &[SumRow], first: u32) -> Result<()> {
         if self.sums.is_none() {
             let table = Table::zeros(&self.device.stream, rows.len(), "allocate the table of sums")?;
-            self.sums = Some((table, Vec::new(), self.device.function("accumulate")?));
+            self.sums = Some((table, Vec::new(), self.device.kernel(Kernel::Accumulate)?.clone()));
         }
         let Some((table, uploaded, kernel)) = self.sums.as_mut().filter(|_| self.blocks > 0) else { return Ok(()) };
         upload_changed(table, uploaded, rows, "upload the table of sums")?;
@@ -74,16 +83,24 @@ impl Launcher {
 
     /// The rows are other ones from now on, or may be.
     pub(crate) fn forget_rows(&mut self) {
-        self.kernel = None;
+        self.is_uploaded = false;
+        self.update = None;
     }
 
-    /// The kernel for `rows`, which are uploaded if they have changed.
-    fn upload(&mut self, rows: &[TensorRow]) -> Result<CudaFunction> {
-        if let Some(kernel) = &self.kernel {
-            return Ok(kernel.clone());
+    fn upload(&mut self, rows: &[TensorRow]) -> Result<()> {
+        if !self.is_uploaded {
+            self.rows.upload(rows, "upload the table of tensors")?;
+            self.is_uploaded = true;
         }
-        self.rows.upload(rows, "upload the table of tensors")?;
-        Ok(self.kernel.insert(self.device.kernel(rows).clone()).clone())
+        Ok(())
+    }
+
+    /// The plain update of `rows`, loaded if it was not.
+    fn update_of(&mut self, rows: &[TensorRow]) -> Result<CudaFunction> {
+        match &self.update {
+            Some(update) => Ok(update.clone()),
+            None => Ok(self.update.insert(self.device.update_of(rows)?.clone()).clone()),
+        }
     }
 
     /// One launch, and an upload of what has changed.
@@ -93,14 +110,15 @@ impl Launcher {
     /// are held until this returns, and `rows` names what the plan of this launcher covers. Rows that are not those of the
     /// call before have been announced by [`Launcher::forget_rows`].
     pub(crate) unsafe fn run(&mut self, rows: &[TensorRow], scalars: &[StepScalars]) -> Result<()> {
-        let kernel = self.upload(rows)?;
+        let update = self.update_of(rows)?;
+        self.upload(rows)?;
         let table = self.spill(scalars)?;
         let mut inlined = InlineScalars { at: [StepScalars::default(); INLINE_SCALARS] };
         if table == 0 {
             inlined.at[..scalars.len()].copy_from_slice(scalars);
         }
         // SAFETY: the caller's promise; the scalars are in the table, or inlined.
-        unsafe { self.launch(&kernel, table, &inlined) }
+        unsafe { self.launch(&update, table, &inlined) }
     }
 
     /// Norm, decision and update, with the scalars in device memory.
@@ -114,29 +132,32 @@ impl Launcher {
         rows: &[TensorRow],
         grad_scale: f64,
     ) -> Result<()> {
-        let kernel = self.upload(rows)?;
+        // Before anything is decided.
+        let plain = (!control.updates()).then(|| self.update_of(rows)).transpose()?;
+        self.upload(rows)?;
         let address = self.rows.address;
         // SAFETY: the rows just uploaded; the caller's promise for what they name.
         unsafe { control.decide(address, grad_scale)? };
-        // SAFETY: (both) the caller's promise.
-        if !unsafe { control.update(address)? } {
+        // SAFETY: the caller's promise.
+        unsafe { control.update(address)? };
+        if let Some(update) = plain {
             let inlined = InlineScalars { at: [StepScalars::default(); INLINE_SCALARS] };
             // SAFETY: see above.
-            unsafe { self.launch(&kernel, control.scalars(), &inlined)? };
+            unsafe { self.launch(&update, control.scalars(), &inlined)? };
         }
         control.done(address);
         Ok(())
     }
 
     /// # Safety
-    /// As for [`Launcher::run`], with rows uploaded, their kernel, and scalars at `table` unless it is 0.
-    unsafe fn launch(&self, kernel: &CudaFunction, table: u64, inlined: &InlineScalars) -> Result<()> {
+    /// As for [`Launcher::run`], with rows uploaded, their update, and scalars at `table` unless it is 0.
+    unsafe fn launch(&self, update: &CudaFunction, table: u64, inlined: &InlineScalars) -> Result<()> {
         if self.blocks == 0 {
             return Ok(()); // of empty tensors alone; a grid has to have a block
         }
-        let mut launch = self.device.stream.launch_builder(kernel);
+        let mut launch = self.device.stream.launch_builder(update);
         launch.arg(&self.rows.address).arg(&self.chunks.address).arg(&table).arg(inlined);
-        let grid = LaunchConfig { grid_dim: (self.blocks, 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 };
+        let grid = LaunchConfig { grid_dim: (self.grid, 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 };
         // SAFETY: the arguments are those of the kernels in cuda/adamw.cu, in type and order, and the structs are
         // their twins (src/twins.rs). One block a chunk; every chunk lies in its tensor (src/plan.rs, tested), and its
         // tensor's row names arrays as long as that, in order on this stream (the caller's promise); scalars are

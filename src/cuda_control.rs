@@ -11,6 +11,7 @@ use crate::cuda_device::{CudaDevice, describe};
 use crate::cuda_full::CudaFull;
 use crate::cuda_table::{Table, refuse_capture, while_doing};
 use crate::error::{Error, Result};
+use crate::kernels::Kernel;
 use crate::metrics::Record;
 use crate::table::{
     Chunk, Class, ControlParams, ControlState, Counter, FinalizeTables, Hyper, Squares, StepScalars, control_flags,
@@ -30,7 +31,6 @@ pub(crate) fn count(chunks: &[Chunk]) -> u32 {
 #[derive(Debug)]
 pub(crate) struct CudaControl {
     device: Arc<CudaDevice>,
-    grad_norm: CudaFunction,
     finalize: CudaFunction,
     params: Table<ControlParams>,
     /// The schedule's factors, if they are listed.
@@ -69,10 +69,12 @@ impl CudaControl {
         let skips_tensors = params.flags & control_flags::SKIP_TENSOR != 0;
         let mut counters = Table::zeros(stream, tensors, doing)?;
         counters.upload(&tables.counts.iter().map(|&now| Counter { now, before: now }).collect::<Vec<_>>(), doing)?;
+        if tables.norm {
+            device.kernel(Kernel::GradNorm)?; // now, and not in the first step
+        }
         Ok(Self {
             device: device.clone(),
-            grad_norm: device.function("grad_norm")?,
-            finalize: device.function("finalize")?,
+            finalize: device.kernel(Kernel::Finalize)?.clone(),
             params: Table::of(stream, &[params], doing)?,
             _list: list,
             state: Table::of(stream, &[tables.state; 2], doing)?,
@@ -152,7 +154,7 @@ impl CudaControl {
     /// `rows` is the address of as many rows as the chunks name, and their gradients may be read on the stream.
     pub(crate) unsafe fn decide(&mut self, rows: u64, grad_scale: f64) -> Result<()> {
         if self.chunk_count > 0 {
-            let mut launch = self.device.stream.launch_builder(&self.grad_norm);
+            let mut launch = self.device.stream.launch_builder(self.device.kernel(Kernel::GradNorm)?);
             launch.arg(&rows).arg(&self.chunks.address).arg(&self.squares.address);
             let grid =
                 LaunchConfig { grid_dim: (self.chunk_count, 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 };
@@ -175,15 +177,19 @@ impl CudaControl {
         Ok(())
     }
 
-    /// Launches the update, if it is more than the plain one.
+    /// Whether the update is more than the plain one.
+    pub(crate) const fn updates(&self) -> bool {
+        self.full.is_some()
+    }
+
+    /// Launches that update.
     ///
     /// # Safety
     /// As for [`CudaControl::decide`]; and what the rows name may be written.
-    pub(crate) unsafe fn update(&self, rows: u64) -> Result<bool> {
-        let Some(full) = &self.full else { return Ok(false) };
+    pub(crate) unsafe fn update(&self, rows: u64) -> Result<()> {
+        let Some(full) = &self.full else { return Ok(()) };
         // SAFETY: the caller's promise; there are scalars for every class, and the chunks are those it was made with.
-        unsafe { full.update(rows, self.chunks.address, self.scalars.address)? };
-        Ok(true)
+        unsafe { full.update(rows, self.chunks.address, self.scalars.address) }
     }
 
     /// The update has been launched as well.

@@ -1,22 +1,17 @@
-//! The driver and a GPU: finds them, loads the PTX, keeps foreign contexts out.
+//! The driver and a GPU: finds them, keeps foreign contexts out.
 
 use crate::arena::Arena;
 use crate::cuda_table::{Table, while_doing};
 use crate::error::{Error, Result};
+use crate::kernels::{Kernel, Kernels};
 use crate::table::TensorRow;
 use crate::tensor::Dtype;
-use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, SyncOnDrop};
-use cudarc::nvrtc::Ptx;
+use crate::tuning::{Geometry, Tuning};
+use cudarc::driver::sys::{CUdevice_attribute, CUresult};
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, SyncOnDrop};
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
-
-/// The kernels as this build compiled them, and by what.
-pub(crate) const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/adamw.ptx"));
-pub(crate) const PTX_ORIGIN: &str = env!("FUSED_ADAMW_PTX_ORIGIN");
-/// The kernels as committed: of an older ISA than most compilers emit, for older drivers.
-pub(crate) const PTX_COMMITTED: &str = include_str!("../cuda/ptx/adamw.ptx");
 
 /// A context in an error's words.
 pub(crate) fn describe(context: &Arc<CudaContext>) -> String {
@@ -46,49 +41,41 @@ fn probe_driver() -> Result<()> {
     }
 }
 
-/// A stream of a GPU with the kernels loaded in its context.
+/// A stream of a GPU, and the kernels in its context.
 #[derive(Debug)]
 pub(crate) struct CudaDevice {
     pub(crate) stream: Arc<CudaStream>,
-    /// Lists of f32 alone.
-    adamw_f32: CudaFunction,
-    /// Every list.
-    adamw_mixed: CudaFunction,
-    module: Arc<CudaModule>,
-    pub(crate) multiprocessors: u32,
+    kernels: Kernels,
+    pub(crate) geometry: Geometry,
     name: String,
-    ptx_origin: &'static str,
 }
 
 impl CudaDevice {
-    pub(crate) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+    pub(crate) fn new(stream: &Arc<CudaStream>, tuning: Tuning<'_>) -> Result<Self> {
         let context = stream.context();
-        let (module, ptx_origin) = load_module(context)?;
-        let function = |name| function(&module, name);
+        let kernels = Kernels::new(context, tuning.ptx)?;
         let multiprocessors = context
             .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(while_doing("ask for the number of multiprocessors"))?;
         Ok(Self {
             stream: stream.clone(),
-            adamw_f32: function("adamw_f32")?,
-            adamw_mixed: function("adamw_mixed")?,
-            module,
-            multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
+            kernels,
+            geometry: Geometry::new(u32::try_from(multiprocessors).unwrap_or(1), tuning),
             name: context.name().map_err(while_doing("ask for the name of the device"))?,
-            ptx_origin,
         })
     }
 
-    pub(crate) fn function(&self, name: &str) -> Result<CudaFunction> {
-        function(&self.module, name)
+    pub(crate) fn kernel(&self, kernel: Kernel) -> Result<&CudaFunction> {
+        self.kernels.get(kernel, &self.stream)
     }
 
     pub(crate) fn alloc(&self, len: usize) -> Result<Arena> {
         Ok(Arena::Cuda(Table::zeros(&self.stream, len, "allocate the optimizer's state")?))
     }
 
-    pub(crate) fn kernel(&self, rows: &[TensorRow]) -> &CudaFunction {
-        if rows.iter().all(is_plain_f32) { &self.adamw_f32 } else { &self.adamw_mixed }
+    /// The plain update of these rows.
+    pub(crate) fn update_of(&self, rows: &[TensorRow]) -> Result<&CudaFunction> {
+        self.kernel(if rows.iter().all(is_plain_f32) { Kernel::AdamwF32 } else { Kernel::AdamwMixed })
     }
 
     /// Two contexts of one device compare equal, but neither waits for the other: only the very same one will do.
@@ -111,7 +98,7 @@ impl CudaDevice {
 
 impl fmt::Display for CudaDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "GPU {} ({}), kernels by {}", self.stream.context().ordinal(), self.name, self.ptx_origin)
+        write!(f, "GPU {} ({}), kernels by {}", self.stream.context().ordinal(), self.name, self.kernels.origin)
     }
 }
 
@@ -122,39 +109,6 @@ fn keep_one_of_each_event(guards: &mut [SyncOnDrop<'_>]) {
             target.take_if(|(event, _)| !seen.insert(event.cu_event()));
         }
     }
-}
-
-fn function(module: &Arc<CudaModule>, name: &str) -> Result<CudaFunction> {
-    module.load_function(name).map_err(while_doing("find the kernel in its module"))
-}
-
-/// The PTX of this build, or the committed one if the driver is too old for that.
-fn load_module(context: &Arc<CudaContext>) -> Result<(Arc<CudaModule>, &'static str)> {
-    let too_new = |error: &DriverError| error.0 == CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION;
-    match context.load_module(Ptx::from_src(PTX)) {
-        Ok(module) => Ok((module, PTX_ORIGIN)),
-        Err(error) if too_new(&error) => match context.load_module(Ptx::from_src(PTX_COMMITTED)) {
-            Ok(module) => Ok((module, "committed PTX, the driver is older than the compiler of this build")),
-            Err(source) if too_new(&source) => Err(ptx_too_new(source)),
-            Err(source) => Err(Error::Driver { doing: LOADING, source }),
-        },
-        Err(source) => Err(Error::Driver { doing: LOADING, source }),
-    }
-}
-
-const LOADING: &str = "load the kernels, which need a GPU of compute capability 7.5 or newer";
-
-fn ptx_too_new(source: DriverError) -> Error {
-    let mut version = 0;
-    // SAFETY: writes an integer to the address of one. Its failure leaves 0, which the message shows.
-    unsafe { sys::cuDriverGetVersion(&raw mut version) };
-    let driver = format!("{}.{}", version / 1000, version % 1000 / 10);
-    Error::PtxTooNew { ptx: isa_version(PTX_COMMITTED).into(), driver, source }
-}
-
-/// The `8.0` of `.version 8.0`.
-fn isa_version(ptx: &str) -> &str {
-    ptx.lines().find_map(|line| line.strip_prefix(".version ")).map_or("?", str::trim)
 }
 
 /// What `adamw_f32` can do.

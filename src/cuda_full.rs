@@ -11,6 +11,7 @@ use crate::cuda_control::count;
 use crate::cuda_device::CudaDevice;
 use crate::cuda_table::{Table, is_capturing, refuse_capture, while_doing};
 use crate::error::Result;
+use crate::kernels::Kernel;
 use crate::metrics::Record;
 use crate::table::{CollectTables, ControlState, FullParams, Sums, TensorSums, full_flags};
 use cudarc::driver::{CudaEvent, CudaFunction, HostSlice, LaunchConfig, PinnedHostSlice, PushKernelArg};
@@ -31,7 +32,7 @@ impl CudaFull {
         let recorder = measures.then(|| Recorder::new(device, tables)).transpose()?;
         Ok(Self {
             device: device.clone(),
-            adamw_full: device.function("adamw_full")?,
+            adamw_full: device.kernel(Kernel::AdamwFull)?.clone(),
             params,
             chunk_count: count(&tables.chunks),
             recorder,
@@ -137,7 +138,7 @@ impl Recorder {
         let place = || Place::new(device, words);
         Ok(Self {
             device: device.clone(),
-            collect: device.function("collect")?,
+            collect: device.kernel(Kernel::Collect)?.clone(),
             sums: Table::zeros(stream, tables.chunks.len(), doing)?,
             firsts: Table::of(stream, &tables.firsts, doing)?,
             tensors: u32::try_from(tensors).unwrap_or(u32::MAX), // which counts them

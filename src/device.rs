@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
-use crate::cuda_device::CudaDevice;
+use crate::{cuda_device::CudaDevice, tuning::Tuning};
 #[cfg(feature = "cuda")]
 use cudarc::driver::CudaStream;
 
@@ -101,7 +101,7 @@ impl Device {
     /// [`Error::Driver`](crate::Error::Driver) if it does not load them.
     #[cfg(feature = "cuda")]
     pub fn cuda(stream: &Arc<CudaStream>) -> Result<Self> {
-        Ok(Self(Kind::Cuda(Arc::new(CudaDevice::new(stream)?))))
+        Ok(Self(Kind::Cuda(Arc::new(CudaDevice::new(stream, Tuning::default())?))))
     }
 
     /// The GPU of that number, in its primary context, on its default stream: [`Device::stream`]. Never panics,
@@ -120,6 +120,19 @@ impl Device {
     #[cfg(feature = "cuda")]
     pub fn cuda_at(ordinal: usize) -> Result<Self> {
         Self::cuda(&crate::cuda_device::stream_of(ordinal)?)
+    }
+
+    /// As [`Device::cuda`], otherwise tuned.
+    ///
+    /// # Safety
+    /// The kernels do what those of this build do, in memory too; those of a fixed grid are given one, and others none.
+    ///
+    /// # Errors
+    /// As for [`Device::cuda`].
+    #[cfg(feature = "cuda")]
+    #[doc(hidden)]
+    pub unsafe fn cuda_tuned(stream: &Arc<CudaStream>, tuning: Tuning<'_>) -> Result<Self> {
+        Ok(Self(Kind::Cuda(Arc::new(CudaDevice::new(stream, tuning)?))))
     }
 
     /// The stream of a GPU; `None` for the CPU.

@@ -14,9 +14,7 @@ use crate::table::{Chunk, ControlState, Hyper, StepScalars, SumRow, TensorRow};
 
 #[cfg(feature = "cuda")]
 use {
-    crate::{
-        Error, cuda::Launcher, cuda_control::CudaControl, cuda_device::describe, device::HOST, plan::gpu_chunk_len,
-    },
+    crate::{Error, cuda::Launcher, cuda_control::CudaControl, cuda_device::describe, device::HOST},
     cudarc::driver::CudaSlice,
     std::sync::Arc,
 };
@@ -43,12 +41,7 @@ impl Engine {
         match &device.0 {
             Kind::Cpu(simd, _) => Ok(Self::Cpu(*simd, Plan::new(lens, cpu::CHUNK_LEN).chunks().collect(), None)),
             #[cfg(feature = "cuda")]
-            Kind::Cuda(device) => {
-                let (tensors, elements) = (lens.len(), lens.iter().sum());
-                let plan = Plan::new(lens, gpu_chunk_len(elements, device.multiprocessors));
-                let chunks: Vec<Chunk> = plan.chunks().collect();
-                Ok(Self::Cuda(Box::new(Launcher::new(device, &chunks, tensors)?), None))
-            }
+            Kind::Cuda(device) => Ok(Self::Cuda(Box::new(Launcher::new(device, lens)?), None)),
         }
     }
 

@@ -54,7 +54,9 @@
 //! | `fma.rs` | the fused multiply-add, for processors without it too | |
 //! | `full.rs` | the update that clamps, zeroes and measures as well | `cuda/full.cuh` |
 //! | `collect.rs`, `metrics.rs` | what was measured, by chunk, by tensor, and as the user reads it | `cuda/collect.cuh` |
-//! | `cuda_device.rs`, `cuda_view.rs`, `cuda_table.rs` | loads the PTX; tensors on a GPU; memory of the optimizer's own there | |
+//! | `cuda_device.rs`, `cuda_view.rs`, `cuda_table.rs` | a GPU; tensors there; memory of the optimizer's own | |
+//! | `kernels.rs` | the kernels, each loaded when it is first needed | |
+//! | `tuning.rs` | how lists are cut and launched there; for the bench, otherwise | |
 //! | `cuda.rs` | uploads what changed, launches | beside `cuda/adamw.cu` |
 //! | `cuda_full.rs` | that update on a GPU, and its record's way to the host | |
 //! | `device.rs`, `engine.rs` | where a step runs; the plan and the device that walks it | |
@@ -109,6 +111,8 @@ mod error;
 mod flags;
 mod fma;
 mod full;
+#[cfg(feature = "cuda")]
+mod kernels;
 mod metrics;
 mod norm;
 mod optimizer;
@@ -122,6 +126,8 @@ mod scalars;
 mod simd;
 mod table;
 mod tensor;
+#[cfg(feature = "cuda")]
+mod tuning;
 #[cfg(test)]
 mod twins;
 mod update;
@@ -140,14 +146,21 @@ pub use tensor::{Dtype, Float, Grad, Pair, Param};
 #[cfg(feature = "cuda")]
 pub use cudarc;
 
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub use tuning::Tuning;
+
 /// The kernels of this build, for the tests.
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
-pub const PTX: &str = cuda_device::PTX;
+pub const PTX: &str = kernels::PTX;
 /// The committed kernels, for the tests.
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
-pub const PTX_COMMITTED: &str = cuda_device::PTX_COMMITTED;
+pub const PTX_COMMITTED: &str = kernels::PTX_COMMITTED;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub use kernels::{probe as ptx_probe, with as ptx_with};
 
 /// The README's examples, as tests.
 #[cfg(all(doctest, feature = "cuda"))]

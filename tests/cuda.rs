@@ -32,6 +32,8 @@ mod errors;
 mod faults;
 #[path = "cuda/graphs.rs"]
 mod graphs;
+#[path = "cuda/kernels.rs"]
+mod kernels;
 #[path = "cuda/metrics.rs"]
 mod metrics;
 #[path = "cuda/parity.rs"]
@@ -40,5 +42,10 @@ mod parity;
 mod prepared;
 #[path = "cuda/streams.rs"]
 mod streams;
+#[path = "../benches/gpu/variants.rs"]
+#[allow(dead_code, reason = "its predictions are the bench's")]
+mod tried;
 #[path = "cuda/twins.rs"]
 mod twins;
+#[path = "cuda/variants.rs"]
+mod variants;

@@ -13,8 +13,12 @@ use text::{directive, kernels, lanes, opcodes, target};
 
 #[path = "ptx/assemble.rs"]
 mod assemble;
+#[path = "../benches/gpu/nvrtc.rs"]
+mod nvrtc;
 #[path = "ptx/occupancy.rs"]
 mod occupancy;
+#[path = "ptx/predictions.rs"]
+mod predictions;
 #[path = "ptx/rules.rs"]
 mod rules;
 #[path = "ptx/sass.rs"]
@@ -23,6 +27,9 @@ mod sass;
 mod table;
 #[path = "ptx/text.rs"]
 mod text;
+#[path = "../benches/gpu/variants.rs"]
+#[allow(dead_code, reason = "its grids are the bench's")]
+mod tried;
 
 const README: &str = include_str!("../README.md");
 const UPDATE_CUH: &str = include_str!("../cuda/update.cuh");

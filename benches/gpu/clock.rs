@@ -26,6 +26,8 @@ pub(crate) struct Clock {
     elapsed: Symbol<'static, ElapsedTime>,
     flush: CudaSlice<u8>,
     warm_up: Duration,
+    /// Repeats of it, at least.
+    warm_ups: u32,
 }
 
 /// One of each for every repeat.
@@ -45,10 +47,20 @@ impl Clock {
             flush: stream.alloc_zeros(if small { 1 << 10 } else { FLUSH_BYTES })?,
             // The clocks of a GPU that was idle take a while to rise.
             warm_up: Duration::from_millis(if small { 0 } else { 300 }),
+            warm_ups: 3,
         })
     }
 
-    /// Times `work`, after a warm-up of at least three repeats.
+    /// For what is timed many times over: the clocks of the GPU are nearly up.
+    pub(crate) fn brief(stream: &Arc<CudaStream>, small: bool) -> Result<Self> {
+        Ok(Self {
+            warm_up: Duration::from_millis(if small { 0 } else { 50 }),
+            warm_ups: 1,
+            ..Self::new(stream, small)?
+        })
+    }
+
+    /// Times `work`, after a warm-up.
     pub(crate) fn measure(&mut self, repeats: usize, mut work: impl FnMut() -> Result<()>) -> Result<Times> {
         let flushes = self.warm_up(&mut work)?;
         let times: Vec<_> = (0..repeats).map(|_| self.once(flushes, &mut work)).collect::<Result<_>>()?;
@@ -61,7 +73,7 @@ impl Clock {
         let start = Instant::now();
         let mut host_ms = 0.0;
         for repeat in 0.. {
-            if repeat >= 3 && start.elapsed() >= self.warm_up {
+            if repeat >= self.warm_ups && start.elapsed() >= self.warm_up {
                 break;
             }
             host_ms = self.once(1, work)?.1;

@@ -10,11 +10,13 @@
 //! | `clock.rs` | how a time is taken |
 //! | `work.rs` | what is timed: a copy, and a step of a list |
 //! | `host.rs` | what a step costs the host |
+//! | `variants.rs` | other constants, chunks and grids, and what is expected of each: data |
+//! | `nvrtc.rs`, `vary.rs`, `bits.rs` | these compiled, timed, and first compared with the CPU |
 //! | `rows.rs` | what is measured, as JSON |
 //! | `report.rs`, `table.rs` | the parts of a run and their rows → `report.json`, `report.md` |
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -22,14 +24,18 @@ use fused_adamw::Device;
 
 use crate::suite::List;
 
+mod bits;
 mod clock;
 mod host;
 #[path = "../lists.rs"]
 mod lists;
+mod nvrtc;
 mod report;
 mod rows;
 mod suite;
 mod table;
+mod variants;
+mod vary;
 mod work;
 
 /// Measures the step on the first GPU.
@@ -57,6 +63,10 @@ enum Command {
     Step { lists: PathBuf },
     /// Measures the time of the call, for lists of 1 to 10,000 tensors
     Host,
+    /// Compiles the variants of the kernels into a folder
+    Compile { folder: PathBuf, cuda: PathBuf, nvrtc: PathBuf },
+    /// Compares and measures these variants
+    Vary { folder: PathBuf, lists: PathBuf },
     /// Makes `report.json`, `report.md` and `logs.txt` of a run's parts
     Report { folder: PathBuf },
 }
@@ -75,11 +85,15 @@ fn main() -> Result<()> {
             lists.iter().for_each(|list| println!("{list}"));
             Ok(fs::write(file, serde_json::to_string(&lists)?)?)
         }
-        Some(Command::Step { lists }) => {
-            let lists = fs::read(&lists).with_context(|| format!("{}: cannot be read", lists.display()))?;
-            steps(&serde_json::from_slice::<Vec<List>>(&lists)?, small)
-        }
+        Some(Command::Step { lists }) => steps(&read(&lists)?, small),
+        Some(Command::Compile { folder, cuda, nvrtc }) => vary::compile(&folder, &cuda, &nvrtc),
+        Some(Command::Vary { folder, lists }) => vary::run(&folder, &read(&lists)?, small),
     }
+}
+
+fn read(lists: &Path) -> Result<Vec<List>> {
+    let lists = fs::read(lists).with_context(|| format!("{}: cannot be read", lists.display()))?;
+    Ok(serde_json::from_slice(&lists)?)
 }
 
 /// Every list, whichever of them fails.

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::rows::{Copied, FOREACH, FUSED, Facts, Failed, OURS, Peer, Row, Step};
+use crate::rows::{Copied, FOREACH, FUSED, Facts, Failed, OURS, Peer, Row, Step, Varied};
 use crate::table;
 
 /// Of a log no more than this is kept, from its end.
@@ -26,6 +26,7 @@ pub(crate) struct Report {
     pub(crate) parts: Vec<Part>,
     pub(crate) copies: Vec<Copied>,
     pub(crate) lists: Vec<Compared>,
+    pub(crate) varied: Vec<Varied>,
     pub(crate) failed_lists: Vec<Failed>,
 }
 
@@ -76,6 +77,7 @@ impl Report {
             parts,
             copies: Vec::new(),
             lists: Vec::new(),
+            varied: Vec::new(),
             failed_lists: Vec::new(),
         };
         let rows: Vec<Row> = report.parts.iter().flat_map(Part::rows).collect();
@@ -91,6 +93,7 @@ impl Report {
                 Row::Peer(peer) => self.peer = Some(peer),
                 Row::Copy(copy) => self.copies.push(copy),
                 Row::Step(step) => steps.push(step),
+                Row::Varied(varied) => self.varied.push(varied),
                 Row::Failed(failed) => self.failed_lists.push(failed),
             }
         }
@@ -150,7 +153,7 @@ impl Compared {
 }
 
 /// Of few values; `None` of none.
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+pub(crate) fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let (count, sum) = values.fold((0_u32, 0.0), |(count, sum), value| (count + 1, sum + value));
     (count > 0).then(|| sum / f64::from(count))
 }

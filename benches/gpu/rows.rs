@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::suite::List;
+use crate::variants::Variant;
 
 /// We, in a row.
 pub(crate) const OURS: &str = "fused-adamw";
@@ -18,6 +19,7 @@ pub(crate) enum Row {
     Peer(Peer),
     Copy(Copied),
     Step(Step),
+    Varied(Varied),
     Failed(Failed),
 }
 
@@ -101,6 +103,44 @@ impl Step {
     #[expect(clippy::cast_precision_loss, reason = "bytes far below 2^53")]
     pub(crate) fn gb_per_s(&self) -> f64 {
         (self.bytes_an_element * self.elements) as f64 / self.ms.median / 1e6
+    }
+}
+
+/// A step of one list by a variant of the kernels.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Varied {
+    pub(crate) variant: String,
+    pub(crate) list: String,
+    pub(crate) dtype: String,
+    /// What a step has to read and to write.
+    pub(crate) bytes: usize,
+    pub(crate) ms: Quantiles,
+    /// The time over that of the crate's own, as it was expected to be.
+    pub(crate) predicted: String,
+    pub(crate) why: String,
+}
+
+impl Varied {
+    pub(crate) fn new(variant: &Variant, list: &List, ms: Quantiles) -> Self {
+        let [large, short] = variant.predicted;
+        Self {
+            variant: variant.name.into(),
+            list: list.name.clone(),
+            dtype: list.dtype.clone(),
+            bytes: list.bytes_an_element() * list.lengths.iter().sum::<usize>(),
+            ms,
+            predicted: if list.of_tensors == 10_000 { short } else { large }.into(),
+            why: variant.why.into(),
+        }
+    }
+
+    pub(crate) fn print(self) -> Result<()> {
+        Row::Varied(self).print()
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "bytes far below 2^53")]
+    pub(crate) fn gb_per_s(&self) -> f64 {
+        self.bytes as f64 / self.ms.median / 1e6
     }
 }
 

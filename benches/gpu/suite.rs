@@ -23,6 +23,19 @@ pub(crate) struct List {
     pub(crate) max_grad_norm: Option<f64>,
 }
 
+impl List {
+    /// f32: reads p, g, m, v; writes p, m, v. bf16: reads g and the master, m, v; writes p and these three. Clipped: reads g,
+    /// of f32, once more.
+    pub(crate) fn bytes_an_element(&self) -> usize {
+        if self.max_grad_norm.is_some() { 32 } else { 28 }
+    }
+
+    /// Whether variants of the update are tried on it: neither too small to time nor too large for the time there is.
+    pub(crate) fn is_varied(&self) -> bool {
+        self.max_grad_norm.is_none() && (5_000_000..300_000_000).contains(&self.of_elements)
+    }
+}
+
 impl fmt::Display for List {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, dtype, of_tensors, of_elements, lengths, .. } = self;

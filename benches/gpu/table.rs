@@ -1,11 +1,12 @@
 //! The report as a page to read.
 
-use crate::report::{Compared, Part, Report};
-use crate::rows::{Copied, Quantiles, Step};
+use crate::report::{Compared, Part, Report, mean};
+use crate::rows::{Copied, Quantiles, Step, Varied};
+use crate::variants::OWN;
 
 pub(crate) fn markdown(report: &Report) -> String {
     let sections = [heading(report), parts(report), copies(report), device_times(report), host_times(report)];
-    sections.into_iter().chain([failed_lists(report), tails(report)]).collect::<Vec<_>>().concat()
+    sections.into_iter().chain([variants(report), failed_lists(report), tails(report)]).collect::<Vec<_>>().concat()
 }
 
 fn heading(report: &Report) -> String {
@@ -98,6 +99,33 @@ fn host_times(report: &Report) -> String {
         page += &format!("| {} {} | {} | {times} |\n", any.list, any.dtype, any.tensors);
     }
     page
+}
+
+const VARIED: &str = "One after the other, each with the CPU's bits; the crate's own first and last, and the ratio is \
+to the mean of both. What is expected, and why: `benches/record/PREDICTIONS.md`.";
+
+fn variants(report: &Report) -> String {
+    let lines: String = report.varied.iter().map(|varied| variant(varied, &report.varied)).collect();
+    if lines.is_empty() {
+        return lines;
+    }
+    let head = "| list | variant | ms | GB/s | time over own | expected |\n| --- | --- | --- | --- | --- | --- |\n";
+    format!("\n## Variants\n\n{VARIED}\n\n{head}{lines}")
+}
+
+fn variant(varied: &Varied, all: &[Varied]) -> String {
+    let own = |of: &&Varied| of.variant == OWN && (&of.list, &of.dtype) == (&varied.list, &varied.dtype);
+    let own = mean(all.iter().filter(own).map(|own| own.ms.median));
+    format!(
+        "| {} {} | {} | {} | {:.1} | {} | {} |\n",
+        varied.list,
+        varied.dtype,
+        varied.variant,
+        milliseconds(&varied.ms),
+        varied.gb_per_s(),
+        own.map_or(String::new(), |own| format!("{:.3}", varied.ms.median / own)),
+        varied.predicted,
+    )
 }
 
 fn failed_lists(report: &Report) -> String {

@@ -12,7 +12,7 @@ use crate::clock::{Clock, Times};
 use crate::rows::{Copied, Facts, OURS, Step};
 use crate::suite::List;
 
-fn stream_of(device: &Device) -> &Arc<CudaStream> {
+pub(crate) fn stream_of(device: &Device) -> &Arc<CudaStream> {
     device.stream().expect("a GPU has a stream")
 }
 
@@ -69,9 +69,7 @@ pub(crate) fn step(device: &Device, list: &List, small: bool) -> Result<Step> {
         elements,
         of_tensors: list.of_tensors,
         of_elements: list.of_elements,
-        // f32: reads p, g, m, v; writes p, m, v. bf16: reads g and the master, m, v; writes p and these three. Clipped:
-        // reads g, of f32, once more.
-        bytes_an_element: if list.max_grad_norm.is_some() { 32 } else { 28 },
+        bytes_an_element: list.bytes_an_element(),
         repeats,
         ms,
         host_us,
@@ -79,20 +77,17 @@ pub(crate) fn step(device: &Device, list: &List, small: bool) -> Result<Step> {
 }
 
 /// A list on the GPU, with its optimizer.
-struct Case<T> {
+pub(crate) struct Case<T> {
     opt: AdamW,
     params: Vec<CudaSlice<T>>,
     grads: Vec<CudaSlice<T>>,
 }
 
 impl<T: Float + DeviceRepr + ValidAsZeroBits> Case<T> {
-    fn new(device: &Device, list: &List, of: fn(f32) -> T) -> Result<Self> {
+    pub(crate) fn new(device: &Device, list: &List, of: fn(f32) -> T) -> Result<Self> {
         let (stream, lengths) = (stream_of(device), &list.lengths);
-        let mut opt = AdamW::new(device, AdamWConfig::default(), lengths)?;
-        let max_grad_norm = list.max_grad_norm;
-        opt.set_control(max_grad_norm.map(|_| Control { max_grad_norm, ..Default::default() }))?;
         Ok(Self {
-            opt,
+            opt: optimizer(device, list)?,
             params: filled(stream, lengths, |x| of(0.02 * x))?,
             grads: filled(stream, lengths, |x| of(1e-3 * x))?,
         })
@@ -100,19 +95,33 @@ impl<T: Float + DeviceRepr + ValidAsZeroBits> Case<T> {
 
     fn measure(mut self, repeats: usize, small: bool) -> Result<Times> {
         let stream = self.params[0].stream().clone();
-        let times = Clock::new(&stream, small)?.measure(repeats, || {
-            self.opt.step(self.params.iter_mut().zip(&self.grads))?;
-            Ok(())
-        });
+        let times = self.times(&mut Clock::new(&stream, small)?, repeats);
         drop(self);
         stream.synchronize()?; // the memory is the next list's only now
         times
     }
+
+    pub(crate) fn times(&mut self, clock: &mut Clock, repeats: usize) -> Result<Times> {
+        clock.measure(repeats, || Ok(self.opt.step(self.params.iter_mut().zip(&self.grads))?))
+    }
+
+    /// Another optimizer of the same tensors, on the same stream.
+    pub(crate) fn set_device(&mut self, device: &Device, list: &List) -> Result<()> {
+        self.opt = optimizer(device, list)?;
+        Ok(())
+    }
+}
+
+fn optimizer(device: &Device, list: &List) -> Result<AdamW> {
+    let mut opt = AdamW::new(device, AdamWConfig::default(), &list.lengths)?;
+    let max_grad_norm = list.max_grad_norm;
+    opt.set_control(max_grad_norm.map(|_| Control { max_grad_norm, ..Default::default() }))?;
+    Ok(opt)
 }
 
 /// Values between -0.4 and 0.6, through `of`. From the host come the first million; the rest are copies on the device.
 #[expect(clippy::cast_precision_loss, reason = "values below 1,013")]
-fn filled<T: DeviceRepr + ValidAsZeroBits>(
+pub(crate) fn filled<T: DeviceRepr + ValidAsZeroBits>(
     stream: &Arc<CudaStream>,
     lengths: &[usize],
     of: impl Fn(f32) -> T,

@@ -174,13 +174,17 @@ fn the_predicted_waves_are_current() {
     if env::var_os("FUSED_ADAMW_WRITE_PREDICTIONS").is_some() {
         return fs::write(PREDICTIONS, format!("{head}{begin}{now}{end}{tail}")).expect(PREDICTIONS);
     }
-    assert!(was == now, "benches/record/PREDICTIONS.md is stale; with FUSED_ADAMW_WRITE_PREDICTIONS=1 it becomes:\n{now}");
+    assert!(
+        was == now,
+        "benches/record/PREDICTIONS.md is stale; with FUSED_ADAMW_WRITE_PREDICTIONS=1 it becomes:\n{now}"
+    );
 }
 
 fn table() -> String {
-    let mut page = "| list | GPU | chunk | blocks | f32: idle | fixed | mixed: idle | fixed | full: idle | norm: idle |\n\
+    let mut page =
+        "| list | GPU | chunk | blocks | f32: idle | fixed | mixed: idle | fixed | full: idle | norm: idle |\n\
                     | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
-        .to_owned();
+            .to_owned();
     for list in all_lists() {
         for gpu in GPUS {
             let [f32, mixed, full, norm] = [F32, MIXED, FULL, NORM].map(|pass| pass.fill(&list, gpu));

@@ -293,15 +293,6 @@ fn every_pair_of_dtypes_around_every_length_of_a_chunk() {
     });
 }
 
-// On a GPU of up to 150 multiprocessors: chunks of more elements than a block has lanes.
-#[test]
-fn a_thread_may_have_several_vectors() {
-    each_driver(|| {
-        steps(Twins::new(&[CONFIG], [Shape { param_at: 3, ..Shape::f32(10_000_003) }]), 1);
-        steps(Twins::new(&[CONFIG], [Shape { param_at: 5, ..Shape::new(10_000_003, Dtype::BF16, Dtype::F16) }]), 1);
-    });
-}
-
 // Masters that begin as zeros on both devices are the same, and wrong.
 #[test]
 fn a_learning_rate_of_0_leaves_every_parameter_as_it_is() {

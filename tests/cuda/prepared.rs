@@ -62,9 +62,9 @@ fn a_prepared_step_is_one_launch_however_long_the_list() {
             let mut twins = twins(tensors);
             prepare(&mut twins, |_| true);
             let mut step = || calls(|| twins.gpu.step_prepared(ALL).unwrap());
-            let copied = || counts([LAUNCH, UPLOAD, ASKED_TWICE]);
-            // The table; and once more, of masters that have been read.
-            assert_eq!([step(), step()], [copied(), copied()]);
+            step();
+            // Of masters that have been read.
+            assert_eq!(step(), counts([LAUNCH, UPLOAD, ASKED_TWICE]));
             assert_eq!([step(), step()], [counts([LAUNCH, ASKED]), counts([LAUNCH, ASKED])]);
         }
     });

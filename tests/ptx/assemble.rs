@@ -52,6 +52,11 @@ impl Ptxas {
         kernels(ptx).into_iter().map(|kernel| usage(&log, kernel)).collect()
     }
 
+    /// Whether it makes anything of a PTX, which may have no kernel.
+    pub(crate) fn assembles(&self, ptx: &str, sm: u32) -> bool {
+        self.assemble(ptx, sm).1.path().join("cubin").exists()
+    }
+
     /// nvdisasm's text of the machine code.
     pub(crate) fn sass(&self, ptx: &str, sm: u32) -> String {
         let (_, folder) = self.assemble(ptx, sm);

@@ -1,6 +1,6 @@
 //! What ptxas makes of every PTX: no spill, blocks enough, wide and global accesses, arithmetic within its budget.
 
-use fused_adamw::PTX_COMMITTED;
+use fused_adamw::{PTX_COMMITTED, ptx_probe, ptx_with};
 
 use super::assemble::{NEWEST, OLDEST, Usage, compilers};
 use super::both;
@@ -41,6 +41,19 @@ fn the_oldest_driver_takes_the_committed_ptx() {
             holds_the_blocks_asked_for("committed", PTX_COMMITTED, sm, &usage);
         }
     }
+}
+
+/// As it is loaded (src/kernels.rs), a kernel is assembled by itself, to the same code.
+#[test]
+fn a_kernel_alone_is_what_it_is_among_the_others() {
+    let Some(_) = compilers() else { return };
+    for (whose, ptx) in both() {
+        for together in NEWEST.usage(ptx, 90) {
+            let alone = NEWEST.usage(&ptx_with(ptx, &together.kernel), 90);
+            assert_eq!(format!("{alone:?}"), format!("{:?}", [&together]), "{whose} PTX");
+        }
+    }
+    assert!(OLDEST.assembles(&ptx_probe(PTX_COMMITTED), 75), "what is loaded to ask whether it can be");
 }
 
 fn holds_the_blocks_asked_for(whose: &str, ptx: &str, sm: u32, usage: &Usage) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 const ADAMW_CU: &str = include_str!("../../cuda/adamw.cu");
+const VARIANTS_CUH: &str = include_str!("../../cuda/variants.cuh");
 
 /// The names of the kernels, in the order of the text.
 pub(crate) fn kernels(ptx: &str) -> Vec<&str> {
@@ -65,5 +66,7 @@ pub(crate) fn lanes(kernel: &str) -> Option<usize> {
     let (_, after) = ADAMW_CU.split_once(&format!(" {kernel}("))?;
     let body = after.split("__global__").next().unwrap_or_default();
     let (_, lanes) = body.split_once("update_chunk<")?;
-    Some(lanes.split_once('>').expect("a template argument").0.parse().expect("a number"))
+    let lanes = lanes.split_once('>').expect("a template argument").0;
+    let constant = VARIANTS_CUH.lines().find_map(|line| line.strip_prefix("#define ")?.strip_prefix(lanes));
+    Some(constant.unwrap_or(lanes).trim().parse().expect("a number"))
 }
