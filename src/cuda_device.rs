@@ -84,15 +84,25 @@ impl CudaDevice {
         if Arc::ptr_eq(context, self.stream.context()) { Ok(()) } else { Err(describe(context)) }
     }
 
-    /// Drops the guards of a step, recording each event once: views of one allocation share it.
-    pub(crate) fn record(&self, guards: &mut Vec<SyncOnDrop<'_>>) -> Result<()> {
-        // With one stream nothing is recorded.
-        if self.stream.context().is_managing_stream_synchronization() {
+    /// Whether there are other streams, which wait for events.
+    pub(crate) fn records_events(&self) -> bool {
+        self.stream.context().is_managing_stream_synchronization()
+    }
+
+    /// Drops the guards of a step, recording each event once: views of one allocation share it. `recorded`: there were
+    /// such events when the step began.
+    pub(crate) fn record(&self, guards: &mut Vec<SyncOnDrop<'_>>, recorded: bool) -> Result<()> {
+        let not_recorded = |source| Error::NotRecorded { source };
+        if self.records_events() {
             keep_one_of_each_event(guards);
+            if !recorded {
+                // Another thread has made a stream meanwhile, which knows of no event of this step.
+                self.stream.synchronize().map_err(not_recorded)?;
+            }
         }
         guards.clear();
         // A drop cannot return an error; the context keeps it for us to ask.
-        self.stream.context().check_err().map_err(|source| Error::NotRecorded { source })
+        self.stream.context().check_err().map_err(not_recorded)
     }
 }
 

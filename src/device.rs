@@ -207,6 +207,9 @@ pub(crate) const HOST: &str = "host memory";
 pub(crate) struct Guards<'a> {
     #[cfg(feature = "cuda")]
     held: Vec<cudarc::driver::SyncOnDrop<'a>>,
+    /// Whether there are events to record: with one stream there are none, and nothing is held.
+    #[cfg(feature = "cuda")]
+    recorded: bool,
     #[cfg(not(feature = "cuda"))]
     held: std::marker::PhantomData<&'a ()>,
 }
@@ -221,7 +224,11 @@ impl<'a> Guards<'a> {
             (Kind::Cuda(cuda), Place::Cuda(view)) => {
                 cuda.check_context(view.context())?;
                 let (address, guard) = view.address(&cuda.stream);
-                self.held.push(guard);
+                if self.recorded {
+                    self.held.push(guard);
+                } else {
+                    std::mem::forget(guard); // two references
+                }
                 Ok(address)
             }
             #[cfg(feature = "cuda")]
@@ -235,18 +242,22 @@ impl<'a> Guards<'a> {
     pub(crate) fn finish(mut self, device: &Device) -> Result<Guards<'static>> {
         #[cfg(feature = "cuda")]
         if let Kind::Cuda(device) = &device.0 {
-            device.record(&mut self.held)?;
+            device.record(&mut self.held, self.recorded)?;
         }
-        let _ = (&mut self.held, device);
-        Ok(self.emptied())
+        let _ = &mut self.held;
+        Ok(self.next(device))
     }
 
-    /// None, in the memory of those that were.
-    pub(crate) fn emptied<'b>(self) -> Guards<'b> {
-        #[cfg(feature = "cuda")]
-        let held = self.held.into_iter().map_while(|_| None).collect(); // reuses it: `std` collects in place
-        #[cfg(not(feature = "cuda"))]
-        let held = std::marker::PhantomData;
-        Guards { held }
+    /// None, in the memory of those that were: for the next step.
+    pub(crate) fn next<'b>(self, device: &Device) -> Guards<'b> {
+        let _ = device;
+        Guards {
+            #[cfg(feature = "cuda")]
+            held: self.held.into_iter().map_while(|_| None).collect(), // reuses it: `std` collects in place
+            #[cfg(feature = "cuda")]
+            recorded: matches!(&device.0, Kind::Cuda(device) if device.records_events()),
+            #[cfg(not(feature = "cuda"))]
+            held: std::marker::PhantomData,
+        }
     }
 }

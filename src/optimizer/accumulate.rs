@@ -73,7 +73,8 @@ impl AdamW {
         };
         let sums = self.sums.insert(sums);
         let which_first = which_first(&sums.pending, &has_grad);
-        let (device, mut guards) = (self.device.clone(), Guards::default());
+        let device = self.device.clone();
+        let mut guards = Guards::default().next(&device);
         let mut rows = Vec::with_capacity(grads.len());
         for (i, (tensor, grad)) in self.tensors.iter().zip(grads).enumerate() {
             let first = which_first == firsts::ROWS_FIRST && !sums.pending[i];

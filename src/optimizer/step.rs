@@ -65,7 +65,8 @@ impl AdamW {
         I::Item: Into<Pair<'a>>,
     {
         options.check()?;
-        let (device, mut guards) = (self.device.clone(), std::mem::take(&mut self.guards).emptied());
+        let device = self.device.clone();
+        let mut guards = std::mem::take(&mut self.guards).next(&device);
         self.describe(pairs.into_iter().map(Into::into), &device, &mut guards)?;
         self.run(options)?;
         self.guards = guards.finish(&device)?;
@@ -103,7 +104,8 @@ impl AdamW {
         I: IntoIterator,
         I::Item: Into<Pair<'a>>,
     {
-        let (device, mut guards) = (self.device.clone(), std::mem::take(&mut self.guards).emptied());
+        let device = self.device.clone();
+        let mut guards = std::mem::take(&mut self.guards).next(&device);
         self.describe(pairs.into_iter().map(Into::into), &device, &mut guards)?;
         self.prepared = true;
         self.guards = guards.finish(&device)?;

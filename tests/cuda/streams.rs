@@ -64,6 +64,22 @@ fn waits_come_before_the_launch_and_records_after_it_all_on_the_optimizers_strea
     });
 }
 
+// As another thread may at any time. The tensors that were looked at before have been given no event.
+#[test]
+fn a_stream_that_is_made_during_the_step_may_use_its_tensors_after_it() {
+    emulated(&[], || {
+        let context = CudaContext::new(0).unwrap();
+        let stream = context.default_stream();
+        let mut params = [1.0, 2.0].map(|x| stream.clone_htod(&[x; 30]).unwrap());
+        let grads = params.clone();
+        let mut opt = AdamW::new(&Device::cuda(&stream).unwrap(), AdamWConfig::default(), [30; 2]).unwrap();
+        let mut made = None;
+        let pairs = params.iter_mut().zip(&grads).inspect(|_| made = made.take().or_else(|| context.new_stream().ok()));
+        opt.step(pairs).unwrap();
+        assert!(params.iter().all(|p| made.as_ref().unwrap().clone_dtoh(p).unwrap()[0] > 0.9));
+    });
+}
+
 #[test]
 fn views_of_one_allocation_are_recorded_once() {
     emulated(&[], || {
