@@ -11,7 +11,9 @@
 //!
 //! benches/peers/torch_peers.py is the same for peers in Python.
 
+#[cfg(feature = "burn")]
 mod burn_adamw;
+#[cfg(feature = "candle")]
 mod candle;
 mod limit;
 mod ours;
@@ -59,9 +61,11 @@ fn load(name: &str, dtype: &str, lens: &[usize]) -> Result<Box<dyn Peer>> {
         ("limit", "bf16") => Box::new(limit::Limit::new(lens, bf16::from_f32)),
         ("fused-adamw", "f32") => Box::new(ours::Ours::new(lens, |x| x)?),
         ("fused-adamw", "bf16") => Box::new(ours::Ours::new(lens, bf16::from_f32)?),
+        #[cfg(feature = "candle")]
         ("candle", _) => Box::new(candle::Candle::new(lens, dtype)?),
+        #[cfg(feature = "burn")]
         ("burn", _) => Box::new(burn_adamw::Burn::new(dtype, lens)?),
-        _ => bail!("no contender {name} with {dtype}"),
+        _ => bail!("{name} is not built in, or has no {dtype}"),
     })
 }
 

@@ -13,7 +13,7 @@ pub(crate) struct Ours<T> {
     of: fn(f32) -> T,
 }
 
-impl<T> Ours<T> {
+impl<T: Copy> Ours<T> {
     /// `of` makes a `T` of an f32.
     pub(crate) fn new(lens: &[usize], of: fn(f32) -> T) -> Result<Self> {
         let config = AdamWConfig { lr: LR, betas: BETAS, eps: EPS, weight_decay: WEIGHT_DECAY, ..Default::default() };

@@ -6,11 +6,16 @@ pub(crate) const PARAM_SCALE: f32 = 0.02;
 pub(crate) const GRAD_SCALE: f32 = 1e-3;
 
 /// Parameters or gradients of one tensor.
-pub(crate) fn filled<T>(len: usize, scale: f32, of: impl Fn(f32) -> T) -> Vec<T> {
-    (0..len).map(|i| of(scale * ((i % (1 << 20) % 1013) as f32 / 1013.0 - 0.4))).collect()
+pub(crate) fn filled<T: Copy>(len: usize, scale: f32, of: impl Fn(f32) -> T) -> Vec<T> {
+    let pattern: Vec<T> = (0..len.min(1 << 20)).map(|i| of(scale * ((i % 1013) as f32 / 1013.0 - 0.4))).collect();
+    let mut values = Vec::with_capacity(len);
+    while values.len() < len {
+        values.extend_from_slice(&pattern[..pattern.len().min(len - values.len())]);
+    }
+    values
 }
 
-pub(crate) fn filled_all<T>(lens: &[usize], scale: f32, of: impl Fn(f32) -> T) -> Vec<Vec<T>> {
+pub(crate) fn filled_all<T: Copy>(lens: &[usize], scale: f32, of: impl Fn(f32) -> T) -> Vec<Vec<T>> {
     lens.iter().map(|&len| filled(len, scale, &of)).collect()
 }
 
