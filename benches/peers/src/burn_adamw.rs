@@ -75,6 +75,6 @@ impl Peer for Burn {
     }
 
     fn param(&self, tensor: usize) -> Result<Vec<f32>> {
-        Ok(self.params[tensor].val().inner().try_into_data_dtype(DType::F32)?.to_vec::<f32>()?)
+        Ok(self.params[tensor].val().inner().try_into_data_dtype(DType::F32)?.try_to_vec::<f32>()?)
     }
 }
