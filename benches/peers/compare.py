@@ -28,8 +28,8 @@ BYTES_AN_ELEMENT = 24
 SHARE_OF_MEMORY = 0.7
 
 # How far parameters may be from ours after two steps, which move them by 1.27 times the learning rate. In f32 by other
-# roundings, a tenth of what the weight decay is. In bf16 by two roundings of the parameter and 2% of the learning rate: that
-# a step has been taken can be seen there, but neither decay nor betas, which are below what bf16 resolves.
+# roundings, a tenth of what the weight decay is. In bf16 by two roundings of the parameter and 2% of the learning rate:
+# that a step has been taken can be seen there, but neither decay nor betas, which are below what bf16 resolves.
 BOUNDS = {"f32": (2**-22, 2e-8), "bf16": (2**-6, 2e-5)}  # of the parameter, and in any case
 
 

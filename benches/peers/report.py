@@ -211,28 +211,32 @@ def draw(groups, args):
     except ImportError as error:
         print(f"no peers.png: {error}", file=sys.stderr)
         return
-    panels = list(dict.fromkeys((dtype, threads) for dtype, _, threads, _ in groups))
-    figure, axes = pyplot.subplots(len(panels), figsize=(11, 3.2 * len(panels)), layout="constrained", squeeze=False)
-    for axis, (dtype, threads) in zip(axes.flat, panels):
+    cases = list(dict.fromkeys((dtype, threads) for dtype, _, threads, _ in groups))
+    size = {"figsize": (10, 3 * len(cases)), "layout": "constrained"}
+    figure, axes = pyplot.subplots(len(cases), sharey=True, squeeze=False, **size)
+    for axis, (dtype, threads) in zip(axes.flat, cases):
         panel(axis, {key: rows for key, rows in groups.items() if (key[0], key[2]) == (dtype, threads)}, args.contenders)
-        axis.set_title(f"{dtype}, {threads} thread(s)", loc="left", fontsize="medium")
-    axes[0, 0].legend(ncols=4, fontsize="small", loc="lower right")
+        axis.set_title(f"{dtype}, {threads} thread(s): share of the limit", loc="left", fontsize="medium")
+    legend = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*legend, ncols=len(args.contenders), loc="outside lower center", fontsize="small")
     figure.savefig(args.folder / "peers.png", dpi=110)
     pyplot.close(figure)
 
 
 def panel(axis, groups, contenders):
-    """Shares of the limit, list after list; a line is from the lowest run to the highest."""
+    """List after list, the contenders side by side; a bar from the lowest run to the highest."""
     names = list(dict.fromkeys(name for _, name, _, _ in groups))
-    for contender, marker in zip((one.name for one in contenders if one.name != LIMIT), "o^vsDPX*"):
-        points = [(names.index(name), merged(rows)[0]["of_limit"])
-                  for (_, name, _, whose), rows in groups.items() if whose == contender]  # fmt: skip
-        points = [(x, share) for x, share in points if share]
-        at = [x for x, _ in points]
-        low_to_high = [[of[0] - of[1] for _, of in points], [of[2] - of[0] for _, of in points]]
-        axis.errorbar(at, [of[0] for _, of in points], low_to_high, fmt=marker, label=contender, capsize=3)
+    steppers = [one.name for one in contenders if one.name != LIMIT]
+    for place, (contender, marker) in enumerate(zip(steppers, "o^vsDPX")):
+        shares = {name: merged(rows)[0]["of_limit"] for (_, name, _, whose), rows in groups.items() if whose == contender}
+        shares = {name: of for name, of in shares.items() if of}
+        at = [names.index(name) + 0.08 * (place - 3) for name in shares]
+        middles = [middle for middle, _, _ in shares.values()]
+        below = [middle - low for middle, low, _ in shares.values()]
+        above = [high - middle for middle, _, high in shares.values()]
+        axis.errorbar(at, middles, [below, above], fmt=marker, label=contender, capsize=3)
     axis.axhline(1, color="black", linewidth=0.8)
     axis.set_yscale("log")
-    axis.set_ylabel("share of the limit")
+    axis.yaxis.set_major_formatter(lambda share, _: percent(share))
     axis.set_xticks(range(len(names)), names)
     axis.grid(axis="y", alpha=0.3)

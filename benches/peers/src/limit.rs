@@ -67,6 +67,7 @@ impl Touch for f32 {
 impl Touch for bf16 {
     const MASTER: bool = true;
 
+    #[expect(clippy::manual_memcpy, reason = "one walk over all arrays, as a step's")]
     fn touch(Work { p, g, master, m, v }: &mut Work<'_, bf16>) {
         let n = p.len();
         let (g, master, m, v) = (&g[..n], &mut master[..n], &mut m[..n], &mut v[..n]);
