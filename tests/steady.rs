@@ -80,13 +80,16 @@ fn allocations((f32s, bf16s, control): &Case) -> Result<[usize; 2]> {
     Ok([steps, ALLOCATIONS.load(SeqCst) - before])
 }
 
-// In a pool, as where a model is trained: from outside, rayon's queue allocates a block for every 63 calls.
+// In a pool, as where a model is trained: from outside, rayon's queue allocates a block for every 63 calls. A thread of the
+// pool allocates when it first finds nothing to do, whenever that is; a step that allocates does so every time.
 #[test]
 fn a_step_like_the_one_before_allocates_nothing_whatever_it_has_to_do() {
     for threads in [1, 2] {
         let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         for (i, case) in cases().iter().enumerate() {
-            assert_eq!(pool.install(|| allocations(case)).unwrap(), [0, 0], "case {i}, {threads} threads");
+            let tries = (0..5).map(|_| pool.install(|| allocations(case)).unwrap());
+            let [steps, prepared] = tries.reduce(|a, b| [a[0].min(b[0]), a[1].min(b[1])]).unwrap();
+            assert_eq!([steps, prepared], [0, 0], "case {i}, {threads} threads");
         }
     }
 }
