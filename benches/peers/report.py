@@ -148,7 +148,7 @@ def head(args):
     command = shlex.join(["scripts/peers", *args.given])
     return "\n".join([
         f"- {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, `{command}`, fused-adamw at {commit}",
-        f"- {model[1] if model else platform.machine()}, {os.cpu_count()} cores, {widest}; Linux {platform.release()};"
+        f"- {model[1] if model else platform.machine()}, {os.cpu_count()} cores, {widest}; Linux {platform.release().split('-')[0]};"
         f" load before the run: {os.getloadavg()[0]:.2f}",
         f"- {shell('rustc', '--version')}, `-C target-cpu=native`; Python {platform.python_version()}",
         *(f"- {one.name}: {version(one.package)}; f32: {one.f32}; bf16: {one.bf16}" for one in args.contenders),
