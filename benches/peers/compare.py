@@ -3,7 +3,7 @@
 by scripts/peers, which builds what it needs.
 
 In a round each contender has one turn, in a new order each time; one works, the others sleep. A turn is a step, or as many
-as fit into 20 ms behind a first one that is not counted. After 21 rounds a case (a list, a dtype, a number of threads) is
+as fit into 20 ms behind a first one that is not counted. After 11 rounds a case (a list, a dtype, a number of threads) is
 done; a contender that has used its time earlier has fewer turns, and fused-adamw and the limit have them all, so that
 every turn has theirs beside it.
 """
@@ -18,9 +18,9 @@ from pathlib import Path
 import report
 from contenders import ALL, LIMIT, OURS, Failed, Process
 
-ROUNDS = 21
+ROUNDS = 11
 TURN_S = 0.02
-BUDGET_S = 2  # of a contender in a case
+BUDGET_S = 1.5  # of a contender in a case
 THREADS = (1, 2)
 DTYPES = ("f32", "bf16")
 # Of a list that would not fit into memory once for each contender, a part of them is measured at a time.
