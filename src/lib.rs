@@ -63,7 +63,7 @@
 //! | `optimizer.rs`, `optimizer/` | the public [`AdamW`]; its step: describe, launch, count; its control; its sums | |
 //! | `error.rs` | what can go wrong | |
 //!
-//! Twins are the same text; `twins.rs` compares text, fields and bits.
+//! Twins are the same text; `twins/` compares text, fields and bits.
 //!
 //! # Features
 //!

@@ -12,7 +12,7 @@ use crate::rows::NamedPair;
 use crate::table::{StepScalars, TensorRow, row_flags};
 use crate::tensor::Dtype;
 use accumulate::Sums;
-use step::Todo;
+use step::Effect;
 
 mod accumulate;
 mod control;
@@ -51,7 +51,7 @@ pub struct AdamW {
     next_rows: Vec<TensorRow>,
     /// The tensors have not been told of a step with `rows`.
     is_new: bool,
-    todo: Todo,
+    effect: Effect,
     /// `rows` may be stepped again as they are.
     prepared: bool,
     engine: Engine,
@@ -151,7 +151,7 @@ impl AdamW {
             next_named: Vec::new(),
             next_rows: Vec::new(),
             is_new: false,
-            todo: Todo::Nothing,
+            effect: Effect::None,
             prepared: false,
             classes,
             counts,

@@ -47,5 +47,7 @@ mod streams;
 mod tried;
 #[path = "cuda/twins.rs"]
 mod twins;
+#[path = "cuda/typed.rs"]
+mod typed;
 #[path = "cuda/variants.rs"]
 mod variants;

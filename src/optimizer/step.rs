@@ -129,7 +129,8 @@ impl AdamW {
         if !self.prepared {
             return Err(Error::NotPrepared);
         }
-        if self.todo == Todo::Step || self.todo == Todo::Count && self.control.is_some() {
+        // With a control a step of no elements is one, too.
+        if self.effect == Effect::Steps || self.effect == Effect::Counts && self.control.is_some() {
             self.refuse_capture()?;
         }
         self.run(options)
@@ -198,14 +199,14 @@ impl AdamW {
         // Rows that were forgotten may have left classes behind of which the device does not know.
         let fit = !self.rows.is_empty() && self.classes.fit(&has_grad);
         self.forget_rows();
-        let todo = self.todo_of(&self.next_rows);
-        if todo != Todo::Nothing && !fit {
+        let effect = self.effect_of(&self.next_rows);
+        if effect != Effect::None && !fit {
             self.reclassify(&has_grad)?;
             self.next_rows.iter_mut().zip(&self.classes.of).for_each(|(row, &class)| row.scalars = class);
         }
         std::mem::swap(&mut self.rows, &mut self.next_rows);
         std::mem::swap(&mut self.named, &mut self.next_named);
-        (self.todo, self.is_new) = (todo, true);
+        (self.effect, self.is_new) = (effect, true);
         Ok(())
     }
 
@@ -213,7 +214,7 @@ impl AdamW {
     pub(super) fn forget_rows(&mut self) {
         self.rows.clear();
         self.named.clear();
-        (self.todo, self.prepared) = (Todo::Nothing, false);
+        (self.effect, self.prepared) = (Effect::None, false);
         self.engine.forget_rows();
     }
 
@@ -246,26 +247,26 @@ impl AdamW {
         Ok(())
     }
 
-    fn todo_of(&self, rows: &[TensorRow]) -> Todo {
+    fn effect_of(&self, rows: &[TensorRow]) -> Effect {
         let with_grad = self.tensors.iter().zip(rows).filter(|(_, row)| row.has_grad());
         match with_grad.map(|(tensor, _)| tensor.len).max() {
-            None => Todo::Nothing,
-            Some(0) => Todo::Count,
-            Some(_) => Todo::Step,
+            None => Effect::None,
+            Some(0) => Effect::Counts,
+            Some(_) => Effect::Steps,
         }
     }
 
     /// Steps by `rows`.
     fn run(&mut self, options: StepOptions) -> Result<()> {
         let StepOptions { grad_scale } = options;
-        let work = match (&self.control, self.todo) {
-            (_, Todo::Nothing) => return Ok(()),
-            (None, Todo::Count) => {
+        let work = match (&self.control, self.effect) {
+            (_, Effect::None) => return Ok(()),
+            (None, Effect::Counts) => {
                 self.count();
                 return Ok(());
             }
             (Some(control), _) => Work::Controlled { control, grad_scale },
-            (None, Todo::Step) => {
+            (None, Effect::Steps) => {
                 plain_scalars(&mut self.scalars, &self.classes, &self.counts, &self.groups, grad_scale);
                 Work::Plain(&self.scalars)
             }
@@ -307,14 +308,14 @@ impl AdamW {
     }
 }
 
-/// What there is to do with some rows.
+/// What a step of some rows does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Todo {
+pub(super) enum Effect {
     /// No tensor has a gradient.
-    Nothing,
-    /// Those that have one are empty.
-    Count,
-    Step,
+    None,
+    /// Those that have one are empty: their step counts move.
+    Counts,
+    Steps,
 }
 
 /// Of the classes with gradients, which come first.
