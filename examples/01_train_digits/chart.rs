@@ -2,16 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use plotters::coord::{Shift, types::RangedCoordu32};
 use plotters::prelude::*;
-use plotters::style::register_font;
 
+use crate::picture::{INK, blank, text};
 use crate::{axis::Axis, curves::Point, network::Score};
 
 const SIZE: (u32, u32) = (2400, 1080);
-const FONT: &str = "sans-serif";
-const INK: RGBColor = RGBColor(40, 46, 56);
 const GRID: RGBColor = RGBColor(222, 225, 230);
 const FINE_GRID: RGBColor = RGBColor(240, 241, 244);
 const TRAIN: RGBColor = RGBColor(31, 119, 180);
@@ -29,11 +27,7 @@ struct Panel {
 }
 
 pub(crate) fn draw(points: &[Point], title: &str, path: &Path) -> Result<()> {
-    // The font comes with the program: fonts of the system are neither needed nor looked for.
-    register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT)
-        .map_err(|_| anyhow!("the built-in font cannot be read"))?;
-    let root = BitMapBackend::new(path, SIZE).into_drawing_area();
-    root.fill(&WHITE)?;
+    let root = blank(path, SIZE)?;
     let (left, right) = root.margin(28, 12, 12, 0).titled(title, text(54))?.split_horizontally(SIZE.0 / 2);
     draw_panel(&left, points, &loss_panel(points))?;
     draw_panel(&right, points, &accuracy_panel(points))?;
@@ -101,8 +95,4 @@ fn draw_legend(chart: &mut Chart<'_>, corner: SeriesLabelPosition) -> Result<()>
     // See-through: in an unusual run the curves may pass behind it.
     legend.background_style(WHITE.mix(0.8)).border_style(GRID);
     Ok(legend.draw()?)
-}
-
-fn text(size: u32) -> TextStyle<'static> {
-    (FONT, size).into_font().color(&INK)
 }

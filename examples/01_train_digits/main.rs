@@ -14,6 +14,7 @@ mod curves;
 mod data;
 mod network;
 mod parameters;
+mod picture;
 mod progress;
 mod training;
 

@@ -2,17 +2,15 @@
 
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use fused_adamw::Metrics;
 use plotters::coord::Shift;
 use plotters::prelude::*;
-use plotters::style::register_font;
 
 use crate::axis::Axis;
+use crate::picture::{INK, blank, text};
 
 const SIZE: (u32, u32) = (1800, 1500);
-const FONT: &str = "sans-serif";
-const INK: RGBColor = RGBColor(40, 46, 56);
 const GRID: RGBColor = RGBColor(226, 229, 234);
 const CURVE: RGBColor = RGBColor(31, 119, 180);
 const LIMIT: RGBColor = RGBColor(150, 155, 165);
@@ -41,11 +39,7 @@ const PANELS: [Panel; 3] = [
 ];
 
 pub(crate) fn draw(records: &[Metrics], path: &Path) -> Result<()> {
-    // The font comes with the program: fonts of the system are neither needed nor looked for.
-    register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT)
-        .map_err(|_| anyhow!("the built-in font cannot be read"))?;
-    let root = BitMapBackend::new(path, SIZE).into_drawing_area();
-    root.fill(&WHITE)?;
+    let root = blank(path, SIZE)?;
     let title = "A run with a planted NaN, a spike and a leap (red: skipped on the device)";
     let areas = root.margin(20, 20, 20, 20).titled(title, text(40))?.split_evenly((PANELS.len(), 1));
     areas.iter().zip(&PANELS).try_for_each(|(area, panel)| draw_panel(area, records, panel))?;
@@ -81,8 +75,4 @@ fn draw_panel(area: &DrawingArea<BitMapBackend<'_>, Shift>, records: &[Metrics],
 
 fn number(record: &Metrics) -> u64 {
     record.status.applied + record.status.skipped
-}
-
-fn text(size: u32) -> TextStyle<'static> {
-    (FONT, size).into_font().color(&INK)
 }

@@ -17,6 +17,8 @@ mod data;
 mod network;
 #[path = "../01_train_digits/parameters.rs"]
 mod parameters;
+#[path = "../01_train_digits/picture.rs"]
+mod picture;
 
 use std::path::Path;
 
