@@ -1,22 +1,21 @@
 //! Walks the plan on the CPU: threads over one list of chunks, and in each chunk a plain loop over
-//! [`update`](crate::update::update) that the compiler vectorizes, once for every instruction set. Beside it on a
-//! GPU: `cuda/adamw.cu`.
+//! [`update`](crate::update::update) (`walk.rs`) that the compiler vectorizes, once for every instruction set. Beside it on
+//! a GPU: `cuda/adamw.cu`.
 //!
 //! The loops take slices, not addresses; [`Chunk`] and [`TensorRow`] are made into slices in one place, `Arrays::of`.
 
 #![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
 #![allow(clippy::cast_possible_truncation, reason = "usize has 64 bits: src/lib.rs")]
 
-use crate::fma::{Fma, Fused};
+use crate::fma::Fma;
 use crate::rounding::has;
 use crate::simd::{Simd, for_every_simd, prefetch};
 use crate::table::step_flags::{AMSGRAD, SKIP};
-use crate::table::{Chunk, Element, StepScalars, TensorRow, row_flags};
+use crate::table::{Chunk, StepScalars, TensorRow, row_flags};
 use crate::tensor::Float;
-use crate::update::update;
+use crate::walk::{AHEAD, LINE, walk};
 use half::{bf16, f16};
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// Elements of a chunk: 448 KiB of f32 traffic, an eighth of a millisecond of one thread.
 pub(crate) const CHUNK_LEN: u32 = 16 * 1024;
@@ -188,136 +187,9 @@ pub(crate) unsafe fn slice<'a, T>(address: u64, chunk: Chunk) -> &'a [T] {
     unsafe { std::slice::from_raw_parts(start, chunk.len as usize) }
 }
 
-/// In blocks of a length that the compiler knows, which leaves a place between them to ask for what comes. The processor
-/// sees by itself what is read next, but not far enough beside this arithmetic: 16M elements take a sixth longer without.
-#[inline(always)]
-fn walk<F: Fma, P: Float, G: Float, const AMSGRAD: bool>(
-    s: &StepScalars,
-    weights: &mut [f32],
-    copies: &mut [P],
-    grad: &[G],
-    m: &mut [f32],
-    v: &mut [f32],
-    vmax: &mut [f32],
-) {
-    let whole = weights.len() - weights.len() % BLOCK;
-    for start in (0..whole).step_by(BLOCK) {
-        prefetch_block(weights, start + AHEAD);
-        prefetch_block(grad, start + AHEAD);
-        prefetch_block(m, start + AHEAD);
-        prefetch_block(v, start + AHEAD);
-        if P::NARROW {
-            prefetch_block(copies, start + AHEAD);
-        }
-        if AMSGRAD {
-            prefetch_block(vmax, start + AHEAD);
-        }
-        walk_block::<F, P, G, AMSGRAD>(s, start..start + BLOCK, weights, copies, grad, m, v, vmax);
-    }
-    walk_block::<F, P, G, AMSGRAD>(s, whole..weights.len(), weights, copies, grad, m, v, vmax);
-}
-
-/// Elements of a block: four cache lines of f32.
-const BLOCK: usize = 64;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
-
-/// How many elements ahead of the arithmetic their memory is asked for: 128 to 384 are about as good.
-const AHEAD: usize = 256;
-
-/// The block's cache lines. It may lie behind the end, where the next chunk often is.
-#[inline(always)]
-fn prefetch_block<T>(array: &[T], start: usize) {
-    let address = array.as_ptr().wrapping_add(start);
-    (0..BLOCK * size_of::<T>()).step_by(LINE).for_each(|line| prefetch(address.wrapping_byte_add(line)));
-}
-
-/// Steps a block, and where that may leave doubts, a copy of it first, which is stored unless there is one.
-#[expect(clippy::too_many_arguments, reason = "slices in a struct may overlap, for all that the compiler knows")]
-#[inline(always)]
-fn walk_block<F: Fma, P: Float, G: Float, const AMSGRAD: bool>(
-    s: &StepScalars,
-    at: Range<usize>,
-    weights: &mut [f32],
-    copies: &mut [P],
-    grad: &[G],
-    m: &mut [f32],
-    v: &mut [f32],
-    vmax: &mut [f32],
-) {
-    if !F::MAY_DOUBT {
-        return step_all::<P, G, AMSGRAD>(&Fused, s, at, weights, copies, grad, m, v, vmax);
-    }
-    let (fma, n) = (F::default(), at.len());
-    let mut stepped = [[0.0; BLOCK]; 4];
-    for (stepped, array) in stepped.iter_mut().zip([&*weights, m, v, vmax]) {
-        array.get(at.clone()).into_iter().for_each(|array| stepped[..n].copy_from_slice(array));
-    }
-    let ([p, m1, v1, x], narrow) = (&mut stepped, copies.get_mut(at.clone()).unwrap_or_default());
-    step_all::<P, G, AMSGRAD>(&fma, s, 0..n, p, narrow, &grad[at.clone()], m1, v1, x);
-    if fma.doubts() {
-        return step_exactly::<P, G, AMSGRAD>(s, at, weights, copies, grad, m, v, vmax);
-    }
-    for (stepped, array) in stepped.iter().zip([weights, m, v, vmax]) {
-        array.get_mut(at.clone()).into_iter().for_each(|array| array.copy_from_slice(&stepped[..n]));
-    }
-}
-
-/// It is rare, and so no part of the loop.
-#[cold]
-#[inline(never)]
-#[expect(clippy::too_many_arguments, reason = "as above")]
-fn step_exactly<P: Float, G: Float, const AMSGRAD: bool>(
-    s: &StepScalars,
-    at: Range<usize>,
-    weights: &mut [f32],
-    copies: &mut [P],
-    grad: &[G],
-    m: &mut [f32],
-    v: &mut [f32],
-    vmax: &mut [f32],
-) {
-    step_all::<P, G, AMSGRAD>(&Fused, s, at, weights, copies, grad, m, v, vmax);
-}
-
-/// The loop. Slices of one length, said once before it, so that no index is checked inside it.
-#[expect(clippy::too_many_arguments, reason = "as above")]
-#[inline(always)]
-fn step_all<P: Float, G: Float, const AMSGRAD: bool>(
-    fma: &impl Fma,
-    s: &StepScalars,
-    at: Range<usize>,
-    weights: &mut [f32],
-    copies: &mut [P],
-    grad: &[G],
-    m: &mut [f32],
-    v: &mut [f32],
-    vmax: &mut [f32],
-) {
-    let none = 0..0;
-    let copies = &mut copies[if P::NARROW { at.clone() } else { none.clone() }];
-    let vmax = &mut vmax[if AMSGRAD { at.clone() } else { none }];
-    let (grad, m, v) = (&grad[at.clone()], &mut m[at.clone()], &mut v[at.clone()]);
-    let weights = &mut weights[at];
-    for i in 0..weights.len() {
-        let vmax_i = if AMSGRAD { vmax[i] } else { 0.0 };
-        let mut e = Element { p: weights[i], m: m[i], v: v[i], vmax: vmax_i };
-        update(fma, s, grad[i].widen(), &mut e);
-        (weights[i], m[i], v[i]) = (e.p, e.m, e.v);
-        if AMSGRAD {
-            vmax[i] = e.vmax;
-        }
-        if P::NARROW {
-            copies[i] = P::narrow(e.p);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fma::Wide;
     use crate::plan::Plan;
     use crate::scalars::step_scalars;
     use crate::table::Hyper;
@@ -337,22 +209,6 @@ mod tests {
         // SAFETY: four arrays of `len` f32 each that nobody else uses, and the plan's chunks of such a tensor.
         unsafe { run(simd, &chunks, &[row], &[step_scalars(&HYPER, 3, 1.0)]) };
         arrays.map(|array| array.into_iter().map(f32::to_bits).collect())
-    }
-
-    // m' = 0.25006103515625 * 4097 + m is a tie but for m, which no f64 sum of the two has: every block is in doubt.
-    #[test]
-    fn a_block_in_doubt_is_stepped_exactly_and_once() {
-        let s = StepScalars { lerp1: 4097.0 / 16384.0, ..step_scalars(&HYPER, 3, 1.0) };
-        let (n, tiny) = (2 * BLOCK + 5, |i: usize| if i < BLOCK { 1e-30 } else { -1e-30 });
-        let old = |i| Element { p: 1.0 + i as f32, m: tiny(i), v: 0.1, vmax: 0.0 };
-        let of = |field: fn(Element) -> f32| (0..n).map(|i| field(old(i))).collect::<Vec<f32>>();
-        let (mut p, mut m, mut v) = (of(|e| e.p), of(|e| e.m), of(|e| e.v));
-        walk::<Wide, f32, f32, false>(&s, &mut p, &mut [], &vec![4097.0; n], &mut m, &mut v, &mut []);
-        for i in 0..n {
-            let mut e = old(i);
-            update(&Fused, &s, 4097.0, &mut e);
-            assert_eq!([p[i], m[i], v[i]].map(f32::to_bits), [e.p, e.m, e.v].map(f32::to_bits), "element {i}");
-        }
     }
 
     // The longest takes the path of many threads.

@@ -12,7 +12,7 @@
 #![allow(clippy::needless_range_loop, reason = "several arrays of one length, which the compiler sees")]
 
 use crate::cpu::{Arrays, by_dtypes, slice_mut, tasks};
-use crate::fma::{Fma, Fused};
+use crate::fma::Fma;
 use crate::norm::{BLOCK, LANES, of_block};
 use crate::rounding::{
     add_rn, add_wrap, canonical, div_rn, has, is_finite, max_nan, mul_rn, select, sqrt_rn, sub_rn, to_bits,
@@ -22,7 +22,7 @@ use crate::table::full_flags::{METRICS, ZERO_GRAD};
 use crate::table::step_flags::SKIP;
 use crate::table::{Chunk, Element, FullParams, StepScalars, Sums, TensorRow, row_flags};
 use crate::tensor::Float;
-use crate::update::update;
+use crate::walk::walk;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -112,7 +112,7 @@ unsafe fn full_chunk_inlined<F: Fma>(row: &TensorRow, chunk: Chunk, s: &StepScal
     macro_rules! step {
         ($param:ty, $grad:ty) => {{
             // SAFETY: the caller's promise, with the dtypes of the row.
-            let sums = walk::<F, _, _>(unsafe { Arrays::<$param, $grad>::of(row, chunk) }, s, f);
+            let sums = walk_chunk::<F, _, _>(unsafe { Arrays::<$param, $grad>::of(row, chunk) }, s, f);
             if has(f.flags, ZERO_GRAD) {
                 // SAFETY: likewise; who has read them is done.
                 unsafe { slice_mut::<$grad>(row.grad, chunk) }.fill(<$grad>::default());
@@ -177,21 +177,8 @@ impl Tile {
 
     #[inline(always)]
     fn update<F: Fma>(&mut self, s: &StepScalars) {
-        let (fma, before) = (F::default(), (self.p, self.m, self.v, self.vmax));
-        self.update_by(&fma, s);
-        if fma.doubts() {
-            (self.p, self.m, self.v, self.vmax) = before;
-            self.update_by(&Fused, s);
-        }
-    }
-
-    #[inline(always)]
-    fn update_by(&mut self, fma: &impl Fma, s: &StepScalars) {
-        for i in 0..self.len.min(TILE) {
-            let mut e = Element { p: self.p[i], m: self.m[i], v: self.v[i], vmax: self.vmax[i] };
-            update(fma, s, self.used[i], &mut e);
-            (self.p[i], self.m[i], self.v[i], self.vmax[i]) = (e.p, e.m, e.v, e.vmax);
-        }
+        let Self { p, m, v, vmax, used, .. } = self;
+        walk::<F, f32, f32, true>(s, p, &mut [], used, m, v, vmax);
     }
 }
 
@@ -238,7 +225,7 @@ impl Measured {
 }
 
 #[inline(always)]
-fn walk<F: Fma, P: Float, G: Float>(mut a: Arrays<'_, P, G>, s: &StepScalars, f: &FullParams) -> Sums {
+fn walk_chunk<F: Fma, P: Float, G: Float>(mut a: Arrays<'_, P, G>, s: &StepScalars, f: &FullParams) -> Sums {
     a.init_masters();
     let (scale, skip, measures) = (s.grad_scale, has(s.flags, SKIP), has(f.flags, METRICS));
     let s = StepScalars { grad_scale: 1.0, ..*s };
@@ -263,7 +250,7 @@ fn walk<F: Fma, P: Float, G: Float>(mut a: Arrays<'_, P, G>, s: &StepScalars, f:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fma::Wide;
+    use crate::fma::{Fused, Wide};
     use crate::scalars::step_scalars;
     use crate::table::Hyper;
 

@@ -50,7 +50,8 @@
 //! | `controller.rs`, `cuda_control.rs` | a controlled step: norm, decision, scalars | beside `cuda/finalize.cuh` |
 //! | `accumulate.rs` | gradients of several passes, added up | `cuda/accumulate.cuh` |
 //! | `update.rs` | **one element**, equations (0) to (5): the oracle | `cuda/update.cuh` |
-//! | `cpu.rs`, `simd.rs` | walks the plan on the CPU | beside `cuda/adamw.cu`, `cuda/vec.cuh` |
+//! | `cpu.rs`, `simd.rs` | walks the plan on the CPU | beside `cuda/adamw.cu` |
+//! | `walk.rs` | a chunk's elements: loops, and what memory they ask for ahead | beside `cuda/vec.cuh` |
 //! | `fma.rs` | the fused multiply-add, for processors without it too | |
 //! | `full.rs` | the update that clamps, zeroes and measures as well | `cuda/full.cuh` |
 //! | `collect.rs`, `metrics.rs` | what was measured, by chunk, by tensor, and as the user reads it | `cuda/collect.cuh` |
@@ -131,6 +132,7 @@ mod tuning;
 #[cfg(test)]
 mod twins;
 mod update;
+mod walk;
 
 pub use alarm::{Alarm, AlarmStatus};
 pub use config::{AdamWConfig, Algorithm, StepOptions, TensorSpec};

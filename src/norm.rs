@@ -7,7 +7,7 @@
 #![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
 
 use crate::cpu::{slice, tasks};
-use crate::fma::{Fma, Fused};
+use crate::fma::Fma;
 use crate::rounding::{add_rn, add_rn64, canonical, is_finite, to_f64};
 use crate::simd::{Simd, for_every_simd};
 use crate::table::{Chunk, Squares, TensorRow, dtypes, row_flags};
@@ -73,7 +73,7 @@ fn of<F: Fma, G: Float>(grad: &[G]) -> Squares {
         non_finite += add(&fma, &mut sums, row);
         if fma.doubts() {
             sums = before;
-            add(&Fused, &mut sums, row);
+            add(&F::Exact::default(), &mut sums, row);
         }
     }
     Squares { sum: canonical(tree(&sums)), non_finite }
@@ -140,7 +140,7 @@ pub(crate) fn total(squares: &[Squares], chunks: &[Chunk], bad: &[u32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fma::Wide;
+    use crate::fma::{Fused, Wide};
 
     // Against f64, for lengths around a lane's, a row's and a chunk's.
     #[test]

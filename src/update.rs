@@ -11,27 +11,73 @@ use crate::table::{Element, StepScalars};
 /// Steps `e` by the gradient `grad`. `e.vmax` is read with AMSGrad only.
 #[inline(always)]
 pub(crate) fn update(fma: &impl Fma, s: &StepScalars, grad: f32, e: &mut Element) {
-    let fma_rn = |a, b, c| fma.fma_rn(a, b, c);
-    // twin: update {
-    let g1 = mul_rn(grad, s.grad_scale);
-    // (0) Adam only: weight decay as an L2 term of the gradient
-    let g = select(has(s.flags, L2), fma_rn(s.weight_decay, e.p, g1), g1);
-    // (1) first moment
-    let m = fma_rn(s.lerp1, sub_rn(g, e.m), select(has(s.flags, SMALL_BETA1), g, e.m));
-    // (2) second moment; AMSGrad keeps its largest value
-    let v = fma_rn(s.lerp2, fma_rn(g, g, -e.v), select(has(s.flags, SMALL_BETA2), mul_rn(g, g), e.v));
-    let vmax = select(has(s.flags, AMSGRAD), max_nan(e.vmax, v), v);
-    // (3) denominator: eps is outside the root
-    let d = fma_rn(sqrt_rn(vmax), s.inv_sqrt_bias_correction2, s.eps);
-    // (4) decoupled weight decay, of the old parameter
-    let p1 = fma_rn(-s.decay, e.p, e.p);
-    // (5) the step
-    let p = fma_rn(-s.step_size, div_rn(m, d), p1);
+    let g = gradient(fma, s, grad, e);
+    let m = first_moment(fma, s, g, e);
+    let (v, vmax) = second_moment(fma, s, g, e);
+    let d = denominator(fma, s, vmax);
+    let p = parameter(fma, s, e, m, d);
+    // twin: stored {
     e.p = canonical(p);
     e.m = canonical(m);
     e.v = canonical(v);
     e.vmax = canonical(vmax);
     // } twin
+}
+
+#[inline(always)]
+pub(crate) fn gradient<F: Fma>(_: &F, s: &StepScalars, grad: f32, e: &Element) -> f32 {
+    // Most steps let the sum fall, and a doubt would stay.
+    let fma_rn = |a, b, c| F::Exact::default().fma_rn(a, b, c);
+    // twin: gradient {
+    let g1 = mul_rn(grad, s.grad_scale);
+    // (0) Adam only: weight decay as an L2 term of the gradient
+    let g = select(has(s.flags, L2), fma_rn(s.weight_decay, e.p, g1), g1);
+    // } twin
+    g
+}
+
+#[inline(always)]
+pub(crate) fn first_moment(fma: &impl Fma, s: &StepScalars, g: f32, e: &Element) -> f32 {
+    let fma_rn = |a, b, c| fma.fma_rn(a, b, c);
+    // twin: first moment {
+    // (1)
+    let m = fma_rn(s.lerp1, sub_rn(g, e.m), select(has(s.flags, SMALL_BETA1), g, e.m));
+    // } twin
+    m
+}
+
+/// And what it is divided by: with AMSGrad its largest value.
+#[inline(always)]
+pub(crate) fn second_moment(fma: &impl Fma, s: &StepScalars, g: f32, e: &Element) -> (f32, f32) {
+    let fma_rn = |a, b, c| fma.fma_rn(a, b, c);
+    // twin: second moment {
+    // (2) AMSGrad keeps its largest value
+    let v = fma_rn(s.lerp2, fma_rn(g, g, -e.v), select(has(s.flags, SMALL_BETA2), mul_rn(g, g), e.v));
+    let vmax = select(has(s.flags, AMSGRAD), max_nan(e.vmax, v), v);
+    // } twin
+    (v, vmax)
+}
+
+#[inline(always)]
+pub(crate) fn denominator(fma: &impl Fma, s: &StepScalars, vmax: f32) -> f32 {
+    let fma_rn = |a, b, c| fma.fma_rn(a, b, c);
+    // twin: denominator {
+    // (3) eps is outside the root
+    let d = fma_rn(sqrt_rn(vmax), s.inv_sqrt_bias_correction2, s.eps);
+    // } twin
+    d
+}
+
+#[inline(always)]
+pub(crate) fn parameter(fma: &impl Fma, s: &StepScalars, e: &Element, m: f32, d: f32) -> f32 {
+    let fma_rn = |a, b, c| fma.fma_rn(a, b, c);
+    // twin: parameter {
+    // (4) decoupled weight decay, of the old parameter
+    let p1 = fma_rn(-s.decay, e.p, e.p);
+    // (5) the step
+    let p = fma_rn(-s.step_size, div_rn(m, d), p1);
+    // } twin
+    p
 }
 
 #[cfg(test)]
