@@ -4,9 +4,8 @@
 #![allow(clippy::needless_return, reason = "the text is that of the .cuh")]
 
 use crate::cpu::{slice, slice_mut, tasks};
-use crate::fma::Fma;
 use crate::rounding::{add_rn, canonical, select};
-use crate::simd::{Simd, for_every_simd};
+use crate::simd::{Isa, Simd, for_every_simd};
 use crate::table::firsts::{ALL_FIRST, ROWS_FIRST};
 use crate::table::row_flags::{FIRST, HAS_GRAD};
 use crate::table::{Chunk, SumRow, dtypes};
@@ -52,7 +51,7 @@ for_every_simd! {
 /// # Safety
 /// As for [`add_chunk`].
 #[inline(always)]
-unsafe fn add_chunk_inlined<F: Fma>(row: &SumRow, chunk: Chunk, first: bool) {
+unsafe fn add_chunk_inlined<F: Isa>(row: &SumRow, chunk: Chunk, first: bool) {
     // SAFETY: the caller's promise.
     let sums = unsafe { slice_mut::<f32>(row.sum, chunk) };
     match row.grad_dtype {

@@ -7,12 +7,10 @@
 #![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
 #![allow(clippy::cast_possible_truncation, reason = "usize has 64 bits: src/lib.rs")]
 
-use crate::fma::Fma;
 use crate::rounding::has;
-use crate::simd::{Simd, for_every_simd, prefetch};
+use crate::simd::{Convert, Isa, Simd, for_every_simd, prefetch};
 use crate::table::step_flags::{AMSGRAD, SKIP};
 use crate::table::{Chunk, StepScalars, TensorRow, row_flags};
-use crate::tensor::Float;
 use crate::walk::{AHEAD, LINE, walk};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -93,7 +91,7 @@ for_every_simd! {
 /// # Safety
 /// As for [`step_chunk`].
 #[inline(always)]
-unsafe fn step_chunk_inlined<F: Fma>(row: &TensorRow, chunk: Chunk, s: &StepScalars) {
+unsafe fn step_chunk_inlined<F: Isa>(row: &TensorRow, chunk: Chunk, s: &StepScalars) {
     macro_rules! step {
         ($param:ty, $grad:ty) => {
             // SAFETY: the caller's promise, with the dtypes of the row.
@@ -114,7 +112,7 @@ pub(crate) struct Arrays<'a, P, G> {
     init_master: bool,
 }
 
-impl<P: Float, G: Float> Arrays<'_, P, G> {
+impl<P: Convert, G: Convert> Arrays<'_, P, G> {
     /// # Safety
     /// As for [`step_chunk`], for parameters `P` and gradients `G`.
     #[inline(always)]
@@ -144,7 +142,7 @@ impl<P: Float, G: Float> Arrays<'_, P, G> {
     }
 
     #[inline(always)]
-    fn step<F: Fma>(mut self, s: &StepScalars) {
+    fn step<F: Isa>(mut self, s: &StepScalars) {
         self.init_masters();
         if has(s.flags, SKIP) {
             return;

@@ -3,33 +3,16 @@
 
 #![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
 
+use crate::simd::Isa;
 use std::cell::Cell;
-
-/// Who multiplies and adds, chosen with the instruction set (`simd.rs`).
-pub(crate) trait Fma: Default {
-    /// Who does it without a doubt.
-    type Exact: Fma<Exact = Self::Exact>;
-    /// Whether it is one instruction.
-    const IS_ONE: bool;
-    /// Whether there is ever a doubt.
-    const MAY_DOUBT: bool;
-
-    /// `a * b + c`, rounded once; or not quite that, and then there is a doubt.
-    fn fma_rn(&self, a: f32, b: f32, c: f32) -> f32;
-
-    /// Whether one of the results so far may be wrong.
-    fn doubts(&self) -> bool {
-        false
-    }
-}
 
 /// The processor. Where it has no such instruction this is a call of the math library, exact and slow.
 #[derive(Default)]
 pub(crate) struct Fused;
 
-impl Fma for Fused {
+impl Isa for Fused {
     type Exact = Self;
-    const IS_ONE: bool = true;
+    const HAS_FMA: bool = true;
     const MAY_DOUBT: bool = false;
 
     #[inline(always)]
@@ -62,9 +45,9 @@ const HALF: u32 = 1 << 28;
 /// The bits of an f64, in its lower word, that an f32 does not have.
 const BELOW: u32 = 2 * HALF - 1;
 
-impl Fma for Wide {
+impl Isa for Wide {
     type Exact = Odd;
-    const IS_ONE: bool = false;
+    const HAS_FMA: bool = false;
     const MAY_DOUBT: bool = true;
 
     #[inline(always)]
@@ -100,9 +83,9 @@ fn is_tiny(x: f32) -> bool {
 #[allow(dead_code, reason = "for processors without the instruction")]
 pub(crate) struct Odd;
 
-impl Fma for Odd {
+impl Isa for Odd {
     type Exact = Self;
-    const IS_ONE: bool = false;
+    const HAS_FMA: bool = false;
     const MAY_DOUBT: bool = false;
 
     #[inline(always)]

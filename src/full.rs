@@ -12,16 +12,14 @@
 #![allow(clippy::needless_range_loop, reason = "several arrays of one length, which the compiler sees")]
 
 use crate::cpu::{Arrays, by_dtypes, slice_mut, tasks};
-use crate::fma::Fma;
 use crate::norm::{BLOCK, LANES, of_block};
 use crate::rounding::{
     add_rn, add_wrap, canonical, div_rn, has, is_finite, max_nan, mul_rn, select, sqrt_rn, sub_rn, to_bits,
 };
-use crate::simd::{Simd, for_every_simd};
+use crate::simd::{Convert, Isa, Simd, for_every_simd};
 use crate::table::full_flags::{METRICS, ZERO_GRAD};
 use crate::table::step_flags::SKIP;
 use crate::table::{Chunk, Element, FullParams, StepScalars, Sums, TensorRow, row_flags};
-use crate::tensor::Float;
 use crate::walk::walk;
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -108,7 +106,7 @@ for_every_simd! {
 /// # Safety
 /// As for [`full_chunk`].
 #[inline(always)]
-unsafe fn full_chunk_inlined<F: Fma>(row: &TensorRow, chunk: Chunk, s: &StepScalars, f: &FullParams) -> Sums {
+unsafe fn full_chunk_inlined<F: Isa>(row: &TensorRow, chunk: Chunk, s: &StepScalars, f: &FullParams) -> Sums {
     macro_rules! step {
         ($param:ty, $grad:ty) => {{
             // SAFETY: the caller's promise, with the dtypes of the row.
@@ -146,7 +144,7 @@ impl Tile {
     }
 
     #[inline(always)]
-    fn load<P, G: Float>(&mut self, a: &Arrays<'_, P, G>, weights: &[f32], start: usize) {
+    fn load<F: Isa, P, G: Convert>(&mut self, a: &Arrays<'_, P, G>, weights: &[f32], start: usize) {
         let at = start..weights.len().min(start + TILE);
         self.len = at.len().min(TILE); // for the compiler, which cannot tell
         let copy = |to: &mut [f32; TILE], from: &[f32]| to[..from.len()].copy_from_slice(from);
@@ -156,18 +154,25 @@ impl Tile {
         copy(&mut self.v, &a.v[at.clone()]);
         // What a step without AMSGrad divides by.
         copy(&mut self.vmax, &(if a.vmax.is_empty() { &*a.v } else { &*a.vmax })[at.clone()]);
-        self.grad.iter_mut().zip(&a.grad[at]).for_each(|(wide, g)| *wide = g.widen());
+        G::widen_all::<F>(&a.grad[at], &mut self.grad[..self.len]);
     }
 
     #[inline(always)]
-    fn store<P: Float, G>(&self, a: &mut Arrays<'_, P, G>, weights: &mut [f32], copies: &mut [P], start: usize) {
+    fn store<F: Isa, P: Convert, G>(
+        &self,
+        a: &mut Arrays<'_, P, G>,
+        weights: &mut [f32],
+        copies: &mut [P],
+        start: usize,
+    ) {
         let (len, at) = (self.len, start..start + self.len);
         weights[at.clone()].copy_from_slice(&self.p[..len]);
         a.m[at.clone()].copy_from_slice(&self.m[..len]);
         a.v[at.clone()].copy_from_slice(&self.v[..len]);
         a.vmax.get_mut(at.clone()).into_iter().for_each(|vmax| vmax.copy_from_slice(&self.vmax[..len]));
-        let copies = copies.get_mut(at).into_iter().flatten();
-        copies.zip(&self.p).for_each(|(copy, p)| *copy = P::narrow(*p));
+        if P::NARROW {
+            P::narrow_all::<F>(&self.p[..len], &mut copies[at]);
+        }
     }
 
     #[inline(always)]
@@ -176,7 +181,7 @@ impl Tile {
     }
 
     #[inline(always)]
-    fn update<F: Fma>(&mut self, s: &StepScalars) {
+    fn update<F: Isa>(&mut self, s: &StepScalars) {
         let Self { p, m, v, vmax, used, .. } = self;
         walk::<F, f32, f32, true>(s, p, &mut [], used, m, v, vmax);
     }
@@ -193,7 +198,7 @@ struct Measured {
 impl Measured {
     /// Thread `k` adds elements `8k` to `8k + 7` of every 2048, in their order.
     #[inline(always)]
-    fn add<P: Float>(&mut self, tile: &Tile, start: usize, s: &StepScalars) {
+    fn add<P: Convert>(&mut self, tile: &Tile, start: usize, s: &StepScalars) {
         let mut squares = [[0.0_f32; TILE]; 4];
         for i in 0..tile.len.min(TILE) {
             let (p, before) = (tile.p[i], tile.before[i]);
@@ -225,7 +230,7 @@ impl Measured {
 }
 
 #[inline(always)]
-fn walk_chunk<F: Fma, P: Float, G: Float>(mut a: Arrays<'_, P, G>, s: &StepScalars, f: &FullParams) -> Sums {
+fn walk_chunk<F: Isa, P: Convert, G: Convert>(mut a: Arrays<'_, P, G>, s: &StepScalars, f: &FullParams) -> Sums {
     a.init_masters();
     let (scale, skip, measures) = (s.grad_scale, has(s.flags, SKIP), has(f.flags, METRICS));
     let s = StepScalars { grad_scale: 1.0, ..*s };
@@ -234,11 +239,11 @@ fn walk_chunk<F: Fma, P: Float, G: Float>(mut a: Arrays<'_, P, G>, s: &StepScala
     let mut measured = Measured { threads: [[0.0; BLOCK]; 4], rest: Sums::default() };
     let mut tile = Tile::new();
     for start in (0..weights.len()).step_by(TILE) {
-        tile.load(&a, weights, start);
+        tile.load::<F, _, _>(&a, weights, start);
         tile.clamp(scale, f.max_grad_value);
         if !skip {
             tile.update::<F>(&s);
-            tile.store(&mut a, weights, copies, start);
+            tile.store::<F, _, _>(&mut a, weights, copies, start);
         }
         if measures {
             measured.add::<P>(&tile, start, &s);

@@ -7,9 +7,8 @@
 #![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
 
 use crate::cpu::{slice, tasks};
-use crate::fma::Fma;
 use crate::rounding::{add_rn, add_rn64, canonical, is_finite, to_f64};
-use crate::simd::{Simd, for_every_simd};
+use crate::simd::{Isa, Simd, for_every_simd};
 use crate::table::{Chunk, Squares, TensorRow, dtypes, row_flags};
 use crate::tensor::Float;
 use half::{bf16, f16};
@@ -53,7 +52,7 @@ for_every_simd! {
 /// # Safety
 /// As for [`of_chunk`].
 #[inline(always)]
-unsafe fn of_chunk_inlined<F: Fma>(row: &TensorRow, chunk: Chunk) -> Squares {
+unsafe fn of_chunk_inlined<F: Isa>(row: &TensorRow, chunk: Chunk) -> Squares {
     match row.grad_dtype {
         // SAFETY: (all three) the caller's promise, with the dtype of the row.
         dtypes::F32 => of::<F, _>(unsafe { slice::<f32>(row.grad, chunk) }),
@@ -65,7 +64,7 @@ unsafe fn of_chunk_inlined<F: Fma>(row: &TensorRow, chunk: Chunk) -> Squares {
 }
 
 #[inline(always)]
-fn of<F: Fma, G: Float>(grad: &[G]) -> Squares {
+fn of<F: Isa, G: Float>(grad: &[G]) -> Squares {
     let mut sums = [0.0_f32; SUMS];
     let mut non_finite = 0;
     for row in grad.chunks(SUMS) {
@@ -81,7 +80,7 @@ fn of<F: Fma, G: Float>(grad: &[G]) -> Squares {
 
 /// Adds a row to the sums; how many of it are not finite.
 #[inline(always)]
-fn add<G: Float>(fma: &impl Fma, sums: &mut [f32; SUMS], row: &[G]) -> u32 {
+fn add<G: Float>(fma: &impl Isa, sums: &mut [f32; SUMS], row: &[G]) -> u32 {
     let mut non_finite = 0;
     for (sum, g) in sums.iter_mut().zip(row) {
         let g = g.widen();

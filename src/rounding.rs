@@ -196,6 +196,19 @@ pub(crate) fn f32_to_f16_rn(x: f32) -> u32 {
     // } twin
 }
 
+/// [`f32_to_bf16_rn`] of what is [`canonical`]: nothing is to be said of NaN, whose rounding leaves it as it is.
+#[inline(always)]
+pub(crate) fn canonical_to_bf16_rn(x: f32) -> u32 {
+    add_wrap(to_bits(x), 0x7fff + ((to_bits(x) >> 16) & 1)) >> 16
+}
+
+/// What the 16-bit formats are held in.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the upper half is 0")]
+pub(crate) fn low_half(bits: u32) -> u16 {
+    bits as u16
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,6 +230,7 @@ mod tests {
         let bf = if x.is_nan() { 0x7fc0 } else { bf16::from_f32(x).to_bits().into() };
         let h = if x.is_nan() { 0x7e00 } else { f16::from_f32(x).to_bits().into() };
         assert_eq!(f32_to_bf16_rn(x), bf, "bf16 of {x:e} = {:#010x}", x.to_bits());
+        assert_eq!(canonical_to_bf16_rn(canonical(x)), bf, "bf16 of {x:e} = {:#010x}", x.to_bits());
         assert_eq!(f32_to_f16_rn(x), h, "f16 of {x:e} = {:#010x}", x.to_bits());
     }
 

@@ -1,6 +1,6 @@
 //! What the user hands over: a parameter and its gradient, whatever owns them, their types erased.
 
-use crate::rounding::{bf16_to_f32, f16_to_f32, f32_to_bf16_rn, f32_to_f16_rn};
+use crate::rounding::{bf16_to_f32, f16_to_f32, f32_to_bf16_rn, f32_to_f16_rn, low_half};
 use crate::table::dtypes;
 use half::{bf16, f16};
 use std::fmt;
@@ -159,13 +159,6 @@ float!(f16, F16, |x| f16_to_f32(x.to_bits().into()), Self::from_bits(low_half(f3
 float!(bf16, BF16, |x| bf16_to_f32(x.to_bits().into()), Self::from_bits(low_half(f32_to_bf16_rn(x))), |p, master| (
     master, p
 ));
-
-#[expect(clippy::cast_possible_truncation, reason = "the upper half is 0")]
-#[expect(clippy::inline_always, reason = "a call would leave the caller's target features")]
-#[inline(always)]
-fn low_half(bits: u32) -> u16 {
-    bits as u16
-}
 
 /// A run of elements somewhere in memory. `V` is [`GradView`] for a gradient, [`ViewMut`] for a parameter.
 #[derive(Debug)]

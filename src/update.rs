@@ -3,14 +3,14 @@
 
 #![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
 
-use crate::fma::Fma;
 use crate::rounding::{canonical, div_rn, has, max_nan, mul_rn, select, sqrt_rn, sub_rn};
+use crate::simd::Isa;
 use crate::table::step_flags::{AMSGRAD, L2, SMALL_BETA1, SMALL_BETA2};
 use crate::table::{Element, StepScalars};
 
 /// Steps `e` by the gradient `grad`. `e.vmax` is read with AMSGrad only.
 #[inline(always)]
-pub(crate) fn update(fma: &impl Fma, s: &StepScalars, grad: f32, e: &mut Element) {
+pub(crate) fn update(fma: &impl Isa, s: &StepScalars, grad: f32, e: &mut Element) {
     let g = gradient(fma, s, grad, e);
     let m = first_moment(fma, s, g, e);
     let (v, vmax) = second_moment(fma, s, g, e);
@@ -25,7 +25,7 @@ pub(crate) fn update(fma: &impl Fma, s: &StepScalars, grad: f32, e: &mut Element
 }
 
 #[inline(always)]
-pub(crate) fn gradient<F: Fma>(_: &F, s: &StepScalars, grad: f32, e: &Element) -> f32 {
+pub(crate) fn gradient<F: Isa>(_: &F, s: &StepScalars, grad: f32, e: &Element) -> f32 {
     // Most steps let the sum fall, and a doubt would stay.
     let fma_rn = |a, b, c| F::Exact::default().fma_rn(a, b, c);
     // twin: gradient {
@@ -37,7 +37,7 @@ pub(crate) fn gradient<F: Fma>(_: &F, s: &StepScalars, grad: f32, e: &Element) -
 }
 
 #[inline(always)]
-pub(crate) fn first_moment(fma: &impl Fma, s: &StepScalars, g: f32, e: &Element) -> f32 {
+pub(crate) fn first_moment(fma: &impl Isa, s: &StepScalars, g: f32, e: &Element) -> f32 {
     let fma_rn = |a, b, c| fma.fma_rn(a, b, c);
     // twin: first moment {
     // (1)
@@ -48,7 +48,7 @@ pub(crate) fn first_moment(fma: &impl Fma, s: &StepScalars, g: f32, e: &Element)
 
 /// And what it is divided by: with AMSGrad its largest value.
 #[inline(always)]
-pub(crate) fn second_moment(fma: &impl Fma, s: &StepScalars, g: f32, e: &Element) -> (f32, f32) {
+pub(crate) fn second_moment(fma: &impl Isa, s: &StepScalars, g: f32, e: &Element) -> (f32, f32) {
     let fma_rn = |a, b, c| fma.fma_rn(a, b, c);
     // twin: second moment {
     // (2) AMSGrad keeps its largest value
@@ -59,7 +59,7 @@ pub(crate) fn second_moment(fma: &impl Fma, s: &StepScalars, g: f32, e: &Element
 }
 
 #[inline(always)]
-pub(crate) fn denominator(fma: &impl Fma, s: &StepScalars, vmax: f32) -> f32 {
+pub(crate) fn denominator(fma: &impl Isa, s: &StepScalars, vmax: f32) -> f32 {
     let fma_rn = |a, b, c| fma.fma_rn(a, b, c);
     // twin: denominator {
     // (3) eps is outside the root
@@ -69,7 +69,7 @@ pub(crate) fn denominator(fma: &impl Fma, s: &StepScalars, vmax: f32) -> f32 {
 }
 
 #[inline(always)]
-pub(crate) fn parameter(fma: &impl Fma, s: &StepScalars, e: &Element, m: f32, d: f32) -> f32 {
+pub(crate) fn parameter(fma: &impl Isa, s: &StepScalars, e: &Element, m: f32, d: f32) -> f32 {
     let fma_rn = |a, b, c| fma.fma_rn(a, b, c);
     // twin: parameter {
     // (4) decoupled weight decay, of the old parameter

@@ -4,12 +4,10 @@
 #![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
 #![allow(clippy::too_many_arguments, reason = "see above")]
 
-use crate::fma::Fma;
 use crate::rounding::{canonical, has};
-use crate::simd::prefetch;
+use crate::simd::{Convert, Isa, prefetch};
 use crate::table::step_flags::{L2, SMALL_BETA1, SMALL_BETA2};
 use crate::table::{Element, StepScalars};
-use crate::tensor::Float;
 use crate::update::{denominator, first_moment, gradient, parameter, second_moment, update};
 use std::ops::Range;
 
@@ -24,7 +22,7 @@ pub(crate) const AHEAD: usize = 256;
 
 /// Steps slices of one length; of `copies` and `vmax`, that length or none.
 #[inline(always)]
-pub(crate) fn walk<F: Fma, P: Float, G: Float, const AMSGRAD: bool>(
+pub(crate) fn walk<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     s: &StepScalars,
     weights: &mut [f32],
     copies: &mut [P],
@@ -33,7 +31,7 @@ pub(crate) fn walk<F: Fma, P: Float, G: Float, const AMSGRAD: bool>(
     v: &mut [f32],
     vmax: &mut [f32],
 ) {
-    if F::IS_ONE {
+    if F::HAS_FMA {
         walk_ahead::<F, P, G, AMSGRAD>(s, weights, copies, grad, m, v, vmax);
     } else {
         walk_staged::<F, P, G, AMSGRAD>(s, weights, copies, grad, m, v, vmax);
@@ -43,7 +41,7 @@ pub(crate) fn walk<F: Fma, P: Float, G: Float, const AMSGRAD: bool>(
 /// In blocks of a length that the compiler knows, which leaves a place between them to ask for what comes. The processor
 /// sees by itself what is read next, but not far enough beside this arithmetic: 16M elements take a sixth longer without.
 #[inline(always)]
-fn walk_ahead<F: Fma, P: Float, G: Float, const AMSGRAD: bool>(
+fn walk_ahead<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     s: &StepScalars,
     weights: &mut [f32],
     copies: &mut [P],
@@ -78,7 +76,7 @@ fn prefetch_block<T>(array: &[T], start: usize) {
 
 /// Slices of one length, said once before the loop, so that no index is checked inside it.
 #[inline(always)]
-fn step_block<F: Fma, P: Float, G: Float, const AMSGRAD: bool>(
+fn step_block<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     s: &StepScalars,
     at: Range<usize>,
     weights: &mut [f32],
@@ -93,18 +91,20 @@ fn step_block<F: Fma, P: Float, G: Float, const AMSGRAD: bool>(
     let vmax = &mut vmax[if AMSGRAD { at.clone() } else { none }];
     let (grad, m, v) = (&grad[at.clone()], &mut m[at.clone()], &mut v[at.clone()]);
     let weights = &mut weights[at];
-    for i in 0..weights.len() {
+    let mut wide = [0.0; BLOCK];
+    if G::AT_ONCE {
+        G::widen_all::<F>(grad, &mut wide);
+    }
+    for i in 0..weights.len().min(BLOCK) {
         let vmax_i = if AMSGRAD { vmax[i] } else { 0.0 };
         let mut e = Element { p: weights[i], m: m[i], v: v[i], vmax: vmax_i };
-        update(&fma, s, grad[i].widen(), &mut e);
+        update(&fma, s, if G::AT_ONCE { wide[i] } else { grad[i].widen() }, &mut e);
         (weights[i], m[i], v[i]) = (e.p, e.m, e.v);
         if AMSGRAD {
             vmax[i] = e.vmax;
         }
-        if P::NARROW {
-            copies[i] = P::narrow(e.p);
-        }
     }
+    P::narrow_all::<F>(weights, copies);
 }
 
 /// Elements that go through the equations together where a multiply-add is many instructions: with those of all
@@ -114,7 +114,7 @@ const STAGED: usize = 32;
 type Stage = [f32; STAGED];
 
 #[inline(always)]
-fn walk_staged<F: Fma, P: Float, G: Float, const AMSGRAD: bool>(
+fn walk_staged<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     s: &StepScalars,
     weights: &mut [f32],
     copies: &mut [P],
@@ -126,7 +126,7 @@ fn walk_staged<F: Fma, P: Float, G: Float, const AMSGRAD: bool>(
     let (mut wide, mut spare, mut new) = ([0.0; STAGED], [[0.0; STAGED]; 4], [[0.0; STAGED]; 4]);
     for start in (0..weights.len()).step_by(STAGED) {
         let at = start..weights.len().min(start + STAGED);
-        wide.iter_mut().zip(&grad[at.clone()]).for_each(|(wide, g)| *wide = g.widen());
+        G::widen_all::<F>(&grad[at.clone()], &mut wide);
         let [p, m0, v0, x] = &mut spare;
         let (p, m0, v0) = (stage(&weights[at.clone()], p), stage(&m[at.clone()], m0), stage(&v[at.clone()], v0));
         let x = if AMSGRAD { stage(&vmax[at.clone()], x) } else { &*x };
@@ -138,7 +138,7 @@ fn walk_staged<F: Fma, P: Float, G: Float, const AMSGRAD: bool>(
             store(&mut vmax[at.clone()], &new[3]);
         }
         if P::NARROW {
-            copies[at].iter_mut().zip(&new[0]).for_each(|(copy, p)| *copy = P::narrow(*p));
+            P::narrow_all::<F>(&new[0][..at.len()], &mut copies[at]);
         }
     }
 }
@@ -164,7 +164,7 @@ fn store(elements: &mut [f32], new: &Stage) {
 /// `new` is p, m, v and vmax. Of `short` gradients, which have 16 bits, an `F` that may doubt would have so many doubts
 /// that it is not tried. Not inlined: then the arrays are apart, for all that the compiler knows.
 #[inline(never)]
-fn step_staged<F: Fma, const AMSGRAD: bool>(
+fn step_staged<F: Isa, const AMSGRAD: bool>(
     s: &StepScalars,
     short: bool,
     p: &Stage,
@@ -188,7 +188,7 @@ fn step_staged<F: Fma, const AMSGRAD: bool>(
 
 /// Equation by equation; whether `new` is right.
 #[inline(always)]
-fn step_by<F: Fma, const AMSGRAD: bool>(
+fn step_by<F: Isa, const AMSGRAD: bool>(
     s: &StepScalars,
     p: &Stage,
     grad: &Stage,
@@ -236,7 +236,7 @@ mod tests {
     /// m' = 0.25006103515625 * 4097 + m is a tie but for m, which no f64 sum of the two has: it is in doubt.
     const DOUBTFUL: (f32, f32, f32) = (4097.0 / 16384.0, 4097.0, 1e-30);
 
-    fn assert_right<F: Fma>(s: &StepScalars, old: &[Element], grad: &[f32]) {
+    fn assert_right<F: Isa>(s: &StepScalars, old: &[Element], grad: &[f32]) {
         let of = |field: fn(&Element) -> f32| old.iter().map(field).collect::<Vec<f32>>();
         let (mut p, mut m, mut v, mut vmax) = (of(|e| e.p), of(|e| e.m), of(|e| e.v), of(|e| e.vmax));
         walk::<F, f32, f32, true>(s, &mut p, &mut [], grad, &mut m, &mut v, &mut vmax);
