@@ -20,7 +20,7 @@ use crate::simd::{Convert, Isa, Simd, for_every_simd};
 use crate::table::full_flags::{METRICS, ZERO_GRAD};
 use crate::table::step_flags::SKIP;
 use crate::table::{Chunk, Element, FullParams, StepScalars, Sums, TensorRow, row_flags};
-use crate::walk::walk;
+use crate::walk::{Next, walk};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -183,7 +183,7 @@ impl Tile {
     #[inline(always)]
     fn update<F: Isa>(&mut self, s: &StepScalars) {
         let Self { p, m, v, vmax, used, .. } = self;
-        walk::<F, f32, f32, true>(s, p, &mut [], used, m, v, vmax);
+        walk::<F, f32, f32, true>(s, p, &mut [], used, m, v, vmax, Next::default());
     }
 }
 

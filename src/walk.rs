@@ -7,7 +7,8 @@
 use crate::rounding::{canonical, has};
 use crate::simd::{Convert, Isa, prefetch};
 use crate::table::step_flags::{L2, SMALL_BETA1, SMALL_BETA2};
-use crate::table::{Element, StepScalars};
+use crate::table::{Element, StepScalars, TensorRow};
+use crate::tensor::Dtype;
 use crate::update::{denominator, first_moment, gradient, parameter, second_moment, update};
 use std::ops::Range;
 
@@ -20,6 +21,20 @@ pub(crate) const LINE: usize = 64;
 /// How many elements ahead of the arithmetic their memory is asked for: 128 to 384 are about as good.
 pub(crate) const AHEAD: usize = 256;
 
+/// What is stepped next: addresses of parameters and gradients, or 0.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Next {
+    param: usize,
+    grad: usize,
+}
+
+impl Next {
+    pub(crate) fn of(row: &TensorRow, start: u64) -> Self {
+        let at = |address: u64, dtype: Dtype| (address + start * dtype.size() as u64) as usize;
+        Self { param: at(row.param, row.param_dtype()), grad: at(row.grad, row.grad_dtype()) }
+    }
+}
+
 /// Steps slices of one length; of `copies` and `vmax`, that length or none.
 #[inline(always)]
 pub(crate) fn walk<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
@@ -30,9 +45,10 @@ pub(crate) fn walk<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     m: &mut [f32],
     v: &mut [f32],
     vmax: &mut [f32],
+    next: Next,
 ) {
     if F::HAS_FMA {
-        walk_ahead::<F, P, G, AMSGRAD>(s, weights, copies, grad, m, v, vmax);
+        walk_ahead::<F, P, G, AMSGRAD>(s, weights, copies, grad, m, v, vmax, next);
     } else {
         walk_staged::<F, P, G, AMSGRAD>(s, weights, copies, grad, m, v, vmax);
     }
@@ -49,28 +65,51 @@ fn walk_ahead<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     m: &mut [f32],
     v: &mut [f32],
     vmax: &mut [f32],
+    next: Next,
 ) {
     let whole = weights.len() - weights.len() % BLOCK;
-    for start in (0..whole).step_by(BLOCK) {
-        prefetch_block(weights, start + AHEAD);
-        prefetch_block(grad, start + AHEAD);
-        prefetch_block(m, start + AHEAD);
-        prefetch_block(v, start + AHEAD);
-        if P::NARROW {
-            prefetch_block(copies, start + AHEAD);
-        }
-        if AMSGRAD {
-            prefetch_block(vmax, start + AHEAD);
-        }
-        step_block::<F, P, G, AMSGRAD>(s, start..start + BLOCK, weights, copies, grad, m, v, vmax);
+    macro_rules! step {
+        ($at:expr) => {{
+            let at = $at;
+            next.prefetch(whole, at.start, grad, if P::NARROW { copies.as_ptr() } else { weights.as_ptr().cast() });
+            if P::NARROW {
+                prefetch_block(weights.as_ptr().wrapping_add(at.start + AHEAD));
+            }
+            prefetch_block(m.as_ptr().wrapping_add(at.start + AHEAD));
+            prefetch_block(v.as_ptr().wrapping_add(at.start + AHEAD));
+            if AMSGRAD {
+                prefetch_block(vmax.as_ptr().wrapping_add(at.start + AHEAD));
+            }
+            step_block::<F, P, G, AMSGRAD>(s, at, weights, copies, grad, m, v, vmax);
+        }};
     }
-    step_block::<F, P, G, AMSGRAD>(s, whole..weights.len(), weights, copies, grad, m, v, vmax);
+    for start in (0..whole).step_by(BLOCK) {
+        step!(start..start + BLOCK);
+    }
+    if whole < weights.len() {
+        step!(whole..weights.len());
+    }
 }
 
-/// The block's cache lines. It may lie behind the end, where the next chunk often is.
+impl Next {
+    /// The caller's arrays AHEAD: of this chunk or, behind its whole blocks, of the next.
+    #[inline(always)]
+    fn prefetch<P, G>(self, whole: usize, start: usize, grad: &[G], param: *const P) {
+        let ahead = start + AHEAD;
+        if ahead < whole {
+            prefetch_block(grad.as_ptr().wrapping_add(ahead));
+            prefetch_block(param.wrapping_add(ahead));
+        } else {
+            let ahead = (ahead - whole).min(start);
+            prefetch_block(std::ptr::without_provenance::<G>(self.grad).wrapping_add(ahead));
+            prefetch_block(std::ptr::without_provenance::<P>(self.param).wrapping_add(ahead));
+        }
+    }
+}
+
+/// A block's cache lines. It may lie behind the end, where the next chunk often is.
 #[inline(always)]
-fn prefetch_block<T>(array: &[T], start: usize) {
-    let address = array.as_ptr().wrapping_add(start);
+fn prefetch_block<T>(address: *const T) {
     (0..BLOCK * size_of::<T>()).step_by(LINE).for_each(|line| prefetch(address.wrapping_byte_add(line)));
 }
 
@@ -239,7 +278,7 @@ mod tests {
     fn assert_right<F: Isa>(s: &StepScalars, old: &[Element], grad: &[f32]) {
         let of = |field: fn(&Element) -> f32| old.iter().map(field).collect::<Vec<f32>>();
         let (mut p, mut m, mut v, mut vmax) = (of(|e| e.p), of(|e| e.m), of(|e| e.v), of(|e| e.vmax));
-        walk::<F, f32, f32, true>(s, &mut p, &mut [], grad, &mut m, &mut v, &mut vmax);
+        walk::<F, f32, f32, true>(s, &mut p, &mut [], grad, &mut m, &mut v, &mut vmax, Next::default());
         for (i, e) in old.iter().enumerate() {
             let mut e = *e;
             update(&Fused, s, grad[i], &mut e);
