@@ -121,69 +121,22 @@ unsafe fn full_chunk_inlined<F: Isa>(row: &TensorRow, chunk: Chunk, s: &StepScal
     by_dtypes!(row, step)
 }
 
-/// Elements that are loaded, stepped, measured and stored together, so that each loop over them is vectorized.
+/// Elements that are stepped and measured together, so that each loop over them is vectorized.
 const TILE: usize = 256;
 
-/// Up to [`TILE`] of them; behind `len` is whatever was there.
+/// What is known of up to [`TILE`] of them beside what lies in the arrays; behind these is whatever was there.
 struct Tile {
-    len: usize,
     before: [f32; TILE],
-    p: [f32; TILE],
-    m: [f32; TILE],
-    v: [f32; TILE],
-    vmax: [f32; TILE],
     grad: [f32; TILE],
     used: [f32; TILE],
 }
 
 impl Tile {
     #[inline(always)]
-    fn new() -> Self {
-        let zeros = [0.0; TILE];
-        Self { len: 0, before: zeros, p: zeros, m: zeros, v: zeros, vmax: zeros, grad: zeros, used: zeros }
-    }
-
-    #[inline(always)]
-    fn load<F: Isa, P, G: Convert>(&mut self, a: &Arrays<'_, P, G>, weights: &[f32], start: usize) {
-        let at = start..weights.len().min(start + TILE);
-        self.len = at.len().min(TILE); // for the compiler, which cannot tell
-        let copy = |to: &mut [f32; TILE], from: &[f32]| to[..from.len()].copy_from_slice(from);
-        copy(&mut self.before, &weights[at.clone()]);
-        copy(&mut self.p, &weights[at.clone()]);
-        copy(&mut self.m, &a.m[at.clone()]);
-        copy(&mut self.v, &a.v[at.clone()]);
-        // What a step without AMSGrad divides by.
-        copy(&mut self.vmax, &(if a.vmax.is_empty() { &*a.v } else { &*a.vmax })[at.clone()]);
-        G::widen_all::<F>(&a.grad[at], &mut self.grad[..self.len]);
-    }
-
-    #[inline(always)]
-    fn store<F: Isa, P: Convert, G>(
-        &self,
-        a: &mut Arrays<'_, P, G>,
-        weights: &mut [f32],
-        copies: &mut [P],
-        start: usize,
-    ) {
-        let (len, at) = (self.len, start..start + self.len);
-        weights[at.clone()].copy_from_slice(&self.p[..len]);
-        a.m[at.clone()].copy_from_slice(&self.m[..len]);
-        a.v[at.clone()].copy_from_slice(&self.v[..len]);
-        a.vmax.get_mut(at.clone()).into_iter().for_each(|vmax| vmax.copy_from_slice(&self.vmax[..len]));
-        if P::NARROW {
-            P::narrow_all::<F>(&self.p[..len], &mut copies[at]);
-        }
-    }
-
-    #[inline(always)]
-    fn clamp(&mut self, scale: f32, most: f32) {
+    fn load<I: Isa, G: Convert>(&mut self, weights: &[f32], grad: &[G], scale: f32, most: f32) {
+        self.before[..weights.len()].copy_from_slice(weights);
+        G::widen_all::<I>(grad, &mut self.grad);
         self.used.iter_mut().zip(&self.grad).for_each(|(used, grad)| *used = clamp(mul_rn(*grad, scale), most));
-    }
-
-    #[inline(always)]
-    fn update<F: Isa>(&mut self, s: &StepScalars) {
-        let Self { p, m, v, vmax, used, .. } = self;
-        walk::<F, f32, f32, true>(s, p, &mut [], used, m, v, vmax, Next::default());
     }
 }
 
@@ -196,14 +149,14 @@ struct Measured {
 }
 
 impl Measured {
-    /// Thread `k` adds elements `8k` to `8k + 7` of every 2048, in their order.
+    /// Thread `k` adds elements `8k` to `8k + 7` of every 2048, in their order. `vmax` is what the step divided by.
     #[inline(always)]
-    fn add<P: Convert>(&mut self, tile: &Tile, start: usize, s: &StepScalars) {
-        let mut squares = [[0.0_f32; TILE]; 4];
-        for i in 0..tile.len.min(TILE) {
-            let (p, before) = (tile.p[i], tile.before[i]);
-            let e = Element { p, m: tile.m[i], v: tile.v[i], vmax: tile.vmax[i] };
-            let stays = to_bits(P::narrow(p).widen()) == to_bits(P::narrow(before).widen());
+    fn add<P: Convert>(&mut self, tile: &Tile, start: usize, s: &StepScalars, p: &[f32], m: &[f32], vmax: &[f32]) {
+        let n = p.len().min(TILE);
+        let (p, m, vmax, mut squares) = (&p[..n], &m[..n], &vmax[..n], [[0.0_f32; TILE]; 4]);
+        for i in 0..n {
+            let (before, e) = (tile.before[i], Element { p: p[i], m: m[i], v: vmax[i], vmax: vmax[i] });
+            let stays = to_bits(P::narrow(e.p).widen()) == to_bits(P::narrow(before).widen());
             let x = measure(s, tile.grad[i], tile.used[i], before, &e, stays);
             (squares[0][i], squares[1][i], squares[2][i], squares[3][i]) = (x.grad, x.param, x.update, x.ratio);
             self.rest.max_update = self.rest.max_update.max(x.max_update);
@@ -230,46 +183,30 @@ impl Measured {
 }
 
 #[inline(always)]
-fn walk_chunk<F: Isa, P: Convert, G: Convert>(mut a: Arrays<'_, P, G>, s: &StepScalars, f: &FullParams) -> Sums {
+fn walk_chunk<I: Isa, P: Convert, G: Convert>(mut a: Arrays<'_, P, G>, s: &StepScalars, f: &FullParams) -> Sums {
     a.init_masters();
     let (scale, skip, measures) = (s.grad_scale, has(s.flags, SKIP), has(f.flags, METRICS));
-    let s = StepScalars { grad_scale: 1.0, ..*s };
-    let (param, master) = (std::mem::take(&mut a.param), std::mem::take(&mut a.master));
+    let s = &StepScalars { grad_scale: 1.0, ..*s };
+    let Arrays { param, grad, m, v, vmax, master, .. } = a;
+    let param_at = param.as_ptr();
     let (weights, copies) = P::weights(param, master);
     let mut measured = Measured { threads: [[0.0; BLOCK]; 4], rest: Sums::default() };
-    let mut tile = Tile::new();
+    let mut tile = Tile { before: [0.0; TILE], grad: [0.0; TILE], used: [0.0; TILE] };
     for start in (0..weights.len()).step_by(TILE) {
-        tile.load::<F, _, _>(&a, weights, start);
-        tile.clamp(scale, f.max_grad_value);
-        if !skip {
-            tile.update::<F>(&s);
-            tile.store::<F, _, _>(&mut a, weights, copies, start);
+        let at = start..weights.len().min(start + TILE);
+        let next = Next::at(param_at.wrapping_add(at.end), grad[at.end..].as_ptr());
+        let (weights, m, v) = (&mut weights[at.clone()], &mut m[at.clone()], &mut v[at.clone()]);
+        let (mut vmax, copies) = (vmax.get_mut(at.clone()), copies.get_mut(at.clone()).unwrap_or_default());
+        tile.load::<I, G>(weights, &grad[at], scale, f.max_grad_value);
+        let used = &tile.used[..weights.len()];
+        match vmax.as_deref_mut() {
+            _ if skip => {}
+            Some(vmax) => walk::<I, P, f32, true>(s, weights, copies, used, m, v, vmax, next),
+            None => walk::<I, P, f32, false>(s, weights, copies, used, m, v, &mut [], next),
         }
         if measures {
-            measured.add::<P>(&tile, start, &s);
+            measured.add::<P>(&tile, start, s, weights, m, vmax.as_deref().unwrap_or(v));
         }
     }
     measured.total()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fma::{Fused, Wide};
-    use crate::scalars::step_scalars;
-    use crate::table::Hyper;
-
-    // m' = 0.25006103515625 * 4097 + m is a tie but for m, as in cpu.rs.
-    #[test]
-    fn a_tile_in_doubt_is_stepped_exactly_and_once() {
-        let hyper = Hyper { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-2, flags: 0 };
-        let s = StepScalars { lerp1: 4097.0 / 16384.0, ..step_scalars(&hyper, 3, 1.0) };
-        let stepped = |update: fn(&mut Tile, &StepScalars)| {
-            let mut tile = Tile::new();
-            (tile.len, tile.p, tile.m, tile.used) = (TILE - 3, [1.0; TILE], [1e-30; TILE], [4097.0; TILE]);
-            update(&mut tile, &s);
-            (tile.p, tile.m, tile.v)
-        };
-        assert_eq!(stepped(Tile::update::<Wide>), stepped(Tile::update::<Fused>));
-    }
 }

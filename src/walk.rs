@@ -13,13 +13,13 @@ use crate::update::{denominator, first_moment, gradient, parameter, second_momen
 use std::ops::Range;
 
 /// Elements of a block: four cache lines of f32.
-const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = 64;
 
 /// Bytes of a cache line.
-pub(crate) const LINE: usize = 64;
+const LINE: usize = 64;
 
 /// How many elements ahead of the arithmetic their memory is asked for: 128 to 384 are about as good.
-pub(crate) const AHEAD: usize = 256;
+const AHEAD: usize = 256;
 
 /// What is stepped next: addresses of parameters and gradients, or 0.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,6 +29,11 @@ pub(crate) struct Next {
 }
 
 impl Next {
+    pub(crate) fn at<P, G>(param: *const P, grad: *const G) -> Self {
+        Self { param: param.addr(), grad: grad.addr() }
+    }
+
+    /// Of a chunk that begins at `start`.
     pub(crate) fn of(row: &TensorRow, start: u64) -> Self {
         let at = |address: u64, dtype: Dtype| (address + start * dtype.size() as u64) as usize;
         Self { param: at(row.param, row.param_dtype()), grad: at(row.grad, row.grad_dtype()) }
@@ -109,7 +114,7 @@ impl Next {
 
 /// A block's cache lines. It may lie behind the end, where the next chunk often is.
 #[inline(always)]
-fn prefetch_block<T>(address: *const T) {
+pub(crate) fn prefetch_block<T>(address: *const T) {
     (0..BLOCK * size_of::<T>()).step_by(LINE).for_each(|line| prefetch(address.wrapping_byte_add(line)));
 }
 
