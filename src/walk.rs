@@ -3,6 +3,7 @@
 
 #![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
 #![allow(clippy::too_many_arguments, reason = "see above")]
+#![allow(clippy::cast_possible_truncation, reason = "usize has 64 bits: src/lib.rs")]
 
 use crate::rounding::{canonical, has};
 use crate::simd::{Convert, Isa, prefetch};
