@@ -1,5 +1,6 @@
 //! What is stepped.
 
+use crate::limit::ONE_THREAD;
 use crate::lists;
 use crate::tensors::{Tensors, Timed};
 use anyhow::Result;
@@ -96,6 +97,11 @@ impl Case {
 
     pub(crate) fn elements(&self) -> usize {
         self.lens.iter().sum()
+    }
+
+    /// A step of few elements stays on the caller's.
+    pub(crate) fn threads_used(&self) -> usize {
+        if self.elements() > ONE_THREAD { self.threads } else { 1 }
     }
 
     /// What a step has to read and to write of an element.

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use std::hint::black_box;
 
 /// Up to so many elements a step stays on the caller's thread (`src/cpu.rs`).
-const ONE_THREAD: usize = 128 * 1024;
+pub(crate) const ONE_THREAD: usize = 128 * 1024;
 
 /// How a thread goes through its share of the data.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -163,12 +163,31 @@ macro_rules! for_best_simd {
     };
 }
 
+/// A division and a square root of each element of the first part, `repeats` times: what a step cannot do without, in
+/// the cache. How many elements that were.
+pub(crate) fn divide_and_root<P: Value, G: Value>(parts: &mut [Part<'_, P, G>], repeats: usize) -> usize {
+    let Some(part) = parts.first_mut() else { return 0 };
+    (0..repeats).for_each(|_| roots(black_box(&mut *part), ()));
+    repeats * part.p.len().min(IN_CACHE)
+}
+
+/// Elements whose two arrays of f32 the first cache holds.
+const IN_CACHE: usize = 2 * 1024;
+
+for_best_simd! { fn roots(()) -> (), by roots_inlined }
 for_best_simd! { fn read(()) -> u32, by read_inlined }
 for_best_simd! { fn touch(bool) -> (), by touch_inlined }
 
 #[inline(always)]
 fn read_inlined<P: Value, G: Value>(part: &mut Part<'_, P, G>, (): ()) -> u32 {
     part.g.iter().fold(0, |all, g| all ^ g.bits())
+}
+
+#[inline(always)]
+fn roots_inlined<P: Value, G: Value>(part: &mut Part<'_, P, G>, (): ()) {
+    let [a, b, ..] = &mut part.state;
+    let n = a.len().min(IN_CACHE);
+    a[..n].iter_mut().zip(&b[..n]).for_each(|(a, b)| *a = 0.5 / b.sqrt());
 }
 
 #[inline(always)]

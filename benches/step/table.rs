@@ -17,6 +17,7 @@ const SECONDS: f64 = 5e-3;
 struct Rounds {
     plain: Vec<f64>,
     two_places: Vec<f64>,
+    roots: Vec<f64>,
     step: Vec<f64>,
 }
 
@@ -33,19 +34,21 @@ fn median(values: &[f64]) -> f64 {
 }
 
 impl Rounds {
-    fn of(tensors: &mut dyn Timed, elements: usize, once: bool) -> Self {
-        let repeats = if once { 1 } else { repeats(tensors) };
-        let count = match elements {
+    fn of(tensors: &mut dyn Timed, case: &Case, once: bool) -> Self {
+        let (repeats, repeats_of_roots) = if once { (1, 1) } else { (repeats(tensors), 1_000) };
+        let count = match case.elements() {
             _ if once => 1,
             16_000_000.. => 21,
             _ => 51,
         };
+        let elements_a_thread = case.elements() as f64 / case.threads_used() as f64;
         let mut rounds = Self::default();
         for _ in 0..count {
             let per_repeat = |seconds: f64| seconds / repeats as f64;
             rounds.plain.push(per_repeat(tensors.limits(Walk::Plain, repeats)));
             rounds.step.push(per_repeat(tensors.steps(repeats)));
             rounds.two_places.push(per_repeat(tensors.limits(Walk::TwoPlaces, repeats)));
+            rounds.roots.push(elements_a_thread * tensors.roots(repeats_of_roots));
         }
         rounds
     }
@@ -58,17 +61,20 @@ impl Rounds {
 
     fn print(&self, case: &Case) {
         let ((limit, walk), bytes) = (self.limit(), case.bytes() as f64);
-        let share = |part| 100.0 * quantile(limit.iter().zip(&self.step).map(|(limit, step)| limit / step), part);
+        let share = |of: &[f64], part| 100.0 * quantile(of.iter().zip(&self.step).map(|(of, step)| of / step), part);
+        let slower: Vec<f64> = limit.iter().zip(&self.roots).map(|(limit, roots)| limit.max(*roots)).collect();
         let walk = if walk == Walk::Plain { "plain" } else { "two places" };
         let (list, rest) = case.name();
         println!(
-            "{list:<28} {rest:<57} {:>2} {:>6.1} {walk:<10} {:>6.1} {:>4.0}% {:>4.0}..{:.0}%",
+            "{list:<28} {rest:<57} {:>2} {:>6.1} {walk:<10} {:>6.1} {:>6.1} {:>4.0}% {:>4.0}..{:<4} {:>4.0}%",
             case.bytes_an_element(),
             bytes / median(limit) / 1e9,
+            bytes / median(&self.roots) / 1e9,
             bytes / median(&self.step) / 1e9,
-            share(0.5),
-            share(0.1),
-            share(0.9),
+            share(limit, 0.5),
+            share(limit, 0.1),
+            format!("{:.0}%", share(limit, 0.9)),
+            share(&slower, 0.5),
         );
     }
 }
@@ -83,10 +89,14 @@ fn repeats(tensors: &mut dyn Timed) -> usize {
 pub(crate) fn print(cases: &[Case], once: bool) -> anyhow::Result<()> {
     let rounds = if once { "once, which says nothing" } else { "median of 21 rounds or more, 10% and 90% of them" };
     println!("\n{}: shares of the limit, {rounds}", Device::cpu());
-    println!("{:<28} {:<56} B/el  limit GB/s      step GB/s  share", "list", "");
+    println!(
+        "limit: of the memory, by which walk; roots: a division and a root an element in the cache; step: in GB/s"
+    );
+    println!("share: of the memory's limit, and its spread; of both: of the slower of limit and roots");
+    println!("{:<28} {:<56} B/el  limit             roots   step share           of both", "list", "");
     for case in cases {
         let mut tensors = case.tensors()?;
-        let rounds = pool(case.threads)?.install(|| Rounds::of(&mut *tensors, case.elements(), once));
+        let rounds = pool(case.threads)?.install(|| Rounds::of(&mut *tensors, case, once));
         rounds.print(case);
     }
     if !cases.is_empty() {

@@ -22,6 +22,8 @@ pub(crate) trait Timed: Send {
     fn steps(&mut self, repeats: usize) -> f64;
     /// Seconds of as many read-modify-writes.
     fn limits(&mut self, walk: Walk, repeats: usize) -> f64;
+    /// Seconds of a division and a square root, an element, by one thread.
+    fn roots(&mut self, repeats: usize) -> f64;
 }
 
 impl<P: Value, G: Value> Tensors<P, G> {
@@ -40,6 +42,13 @@ impl<P: Value, G: Value> Tensors<P, G> {
     }
 }
 
+impl<P: Value, G: Value> Tensors<P, G> {
+    fn parts(&mut self, walk: Walk) -> Vec<Part<'_, P, G>> {
+        let tensors = self.params.iter_mut().zip(&mut self.grads).zip(self.state.tensors());
+        tensors.flat_map(|((p, g), state)| Part::cut(p, g, state, walk)).collect()
+    }
+}
+
 impl<P: Value, G: Value> Timed for Tensors<P, G> {
     fn step(&mut self) {
         self.opt.step(self.params.iter_mut().zip(&mut self.grads)).expect("the list is the registered one");
@@ -50,11 +59,15 @@ impl<P: Value, G: Value> Timed for Tensors<P, G> {
     }
 
     fn limits(&mut self, walk: Walk, repeats: usize) -> f64 {
-        let states = self.state.tensors();
-        let tensors = self.params.iter_mut().zip(&mut self.grads).zip(states);
-        let parts = tensors.flat_map(|((p, g), state)| Part::cut(p, g, state, walk)).collect();
-        let mut parts = limit::ordered(parts, walk);
-        seconds(|| (0..repeats).for_each(|_| limit::read_modify_write(&mut parts, self.extra)))
+        let extra = self.extra;
+        let mut parts = limit::ordered(self.parts(walk), walk);
+        seconds(|| (0..repeats).for_each(|_| limit::read_modify_write(&mut parts, extra)))
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a count far below 2^53")]
+    fn roots(&mut self, repeats: usize) -> f64 {
+        let (mut parts, mut elements) = (self.parts(Walk::Plain), 0);
+        seconds(|| elements = limit::divide_and_root(&mut parts, repeats)) / elements as f64
     }
 }
 
