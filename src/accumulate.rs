@@ -51,7 +51,7 @@ for_every_simd! {
 /// # Safety
 /// As for [`add_chunk`].
 #[inline(always)]
-unsafe fn add_chunk_inlined<F: Isa>(row: &SumRow, chunk: Chunk, first: bool) {
+unsafe fn add_chunk_inlined<I: Isa>(row: &SumRow, chunk: Chunk, first: bool) {
     // SAFETY: the caller's promise.
     let sums = unsafe { slice_mut::<f32>(row.sum, chunk) };
     match row.grad_dtype {

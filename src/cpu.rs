@@ -80,11 +80,11 @@ for_every_simd! {
 /// # Safety
 /// As for [`step_chunk`].
 #[inline(always)]
-unsafe fn step_chunk_inlined<F: Isa>(row: &TensorRow, chunk: Chunk, s: &StepScalars, next: Next) {
+unsafe fn step_chunk_inlined<I: Isa>(row: &TensorRow, chunk: Chunk, s: &StepScalars, next: Next) {
     macro_rules! step {
         ($param:ty, $grad:ty) => {
             // SAFETY: the caller's promise, with the dtypes of the row.
-            unsafe { Arrays::<$param, $grad>::of(row, chunk) }.step::<F>(s, next)
+            unsafe { Arrays::<$param, $grad>::of(row, chunk) }.step::<I>(s, next)
         };
     }
     by_dtypes!(row, step)
@@ -131,16 +131,16 @@ impl<P: Convert, G: Convert> Arrays<'_, P, G> {
     }
 
     #[inline(always)]
-    fn step<F: Isa>(mut self, s: &StepScalars, next: Next) {
+    fn step<I: Isa>(mut self, s: &StepScalars, next: Next) {
         self.init_masters();
         if has(s.flags, SKIP) {
             return;
         }
         let (weights, copies) = P::weights(self.param, self.master);
         if has(s.flags, AMSGRAD) {
-            walk::<F, P, G, true>(s, weights, copies, self.grad, self.m, self.v, self.vmax, next);
+            walk::<I, P, G, true>(s, weights, copies, self.grad, self.m, self.v, self.vmax, next);
         } else {
-            walk::<F, P, G, false>(s, weights, copies, self.grad, self.m, self.v, &mut [], next);
+            walk::<I, P, G, false>(s, weights, copies, self.grad, self.m, self.v, &mut [], next);
         }
     }
 }

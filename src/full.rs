@@ -106,11 +106,11 @@ for_every_simd! {
 /// # Safety
 /// As for [`full_chunk`].
 #[inline(always)]
-unsafe fn full_chunk_inlined<F: Isa>(row: &TensorRow, chunk: Chunk, s: &StepScalars, f: &FullParams) -> Sums {
+unsafe fn full_chunk_inlined<I: Isa>(row: &TensorRow, chunk: Chunk, s: &StepScalars, f: &FullParams) -> Sums {
     macro_rules! step {
         ($param:ty, $grad:ty) => {{
             // SAFETY: the caller's promise, with the dtypes of the row.
-            let sums = walk_chunk::<F, _, _>(unsafe { Arrays::<$param, $grad>::of(row, chunk) }, s, f);
+            let sums = walk_chunk::<I, _, _>(unsafe { Arrays::<$param, $grad>::of(row, chunk) }, s, f);
             if has(f.flags, ZERO_GRAD) {
                 // SAFETY: likewise; who has read them is done.
                 unsafe { slice_mut::<$grad>(row.grad, chunk) }.fill(<$grad>::default());

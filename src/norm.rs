@@ -53,27 +53,27 @@ for_every_simd! {
 /// # Safety
 /// As for [`of_chunk`].
 #[inline(always)]
-unsafe fn of_chunk_inlined<F: Isa>(row: &TensorRow, chunk: Chunk) -> Squares {
+unsafe fn of_chunk_inlined<I: Isa>(row: &TensorRow, chunk: Chunk) -> Squares {
     match row.grad_dtype {
         // SAFETY: (all three) the caller's promise, with the dtype of the row.
-        dtypes::F32 => of::<F, _>(unsafe { slice::<f32>(row.grad, chunk) }),
+        dtypes::F32 => of::<I, _>(unsafe { slice::<f32>(row.grad, chunk) }),
         // SAFETY: see above.
-        dtypes::F16 => of::<F, _>(unsafe { slice::<f16>(row.grad, chunk) }),
+        dtypes::F16 => of::<I, _>(unsafe { slice::<f16>(row.grad, chunk) }),
         // SAFETY: see above.
-        _ => of::<F, _>(unsafe { slice::<bf16>(row.grad, chunk) }),
+        _ => of::<I, _>(unsafe { slice::<bf16>(row.grad, chunk) }),
     }
 }
 
 #[inline(always)]
-fn of<F: Isa, G: Float>(grad: &[G]) -> Squares {
+fn of<I: Isa, G: Float>(grad: &[G]) -> Squares {
     let mut sums = [0.0_f32; SUMS];
     let mut non_finite = 0;
     for row in grad.chunks(SUMS) {
-        let (fma, before) = (F::default(), sums);
+        let (fma, before) = (I::default(), sums);
         non_finite += add(&fma, &mut sums, row);
         if fma.doubts() {
             sums = before;
-            add(&F::Exact::default(), &mut sums, row);
+            add(&I::Exact::default(), &mut sums, row);
         }
     }
     Squares { sum: canonical(tree(&sums)), non_finite }

@@ -25,9 +25,9 @@ pub(crate) fn update(fma: &impl Isa, s: &StepScalars, grad: f32, e: &mut Element
 }
 
 #[inline(always)]
-pub(crate) fn gradient<F: Isa>(_: &F, s: &StepScalars, grad: f32, e: &Element) -> f32 {
+pub(crate) fn gradient<I: Isa>(_: &I, s: &StepScalars, grad: f32, e: &Element) -> f32 {
     // Most steps let the sum fall, and a doubt would stay.
-    let fma_rn = |a, b, c| F::Exact::default().fma_rn(a, b, c);
+    let fma_rn = |a, b, c| I::Exact::default().fma_rn(a, b, c);
     // twin: gradient {
     let g1 = mul_rn(grad, s.grad_scale);
     // (0) Adam only: weight decay as an L2 term of the gradient

@@ -39,11 +39,25 @@ impl Next {
         let at = |address: u64, dtype: Dtype| (address + start * dtype.size() as u64) as usize;
         Self { param: at(row.param, row.param_dtype()), grad: at(row.grad, row.grad_dtype()) }
     }
+
+    /// Asks for what is [`AHEAD`] of `start` in the caller's arrays: in these or, behind their whole blocks, in the next.
+    #[inline(always)]
+    fn prefetch<P, G>(self, whole: usize, start: usize, grad: &[G], param: *const P) {
+        let ahead = start + AHEAD;
+        if ahead < whole {
+            prefetch_block(grad.as_ptr().wrapping_add(ahead));
+            prefetch_block(param.wrapping_add(ahead));
+        } else {
+            let ahead = (ahead - whole).min(start);
+            prefetch_block(std::ptr::without_provenance::<G>(self.grad).wrapping_add(ahead));
+            prefetch_block(std::ptr::without_provenance::<P>(self.param).wrapping_add(ahead));
+        }
+    }
 }
 
 /// Steps slices of one length; of `copies` and `vmax`, that length or none.
 #[inline(always)]
-pub(crate) fn walk<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
+pub(crate) fn walk<I: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     s: &StepScalars,
     weights: &mut [f32],
     copies: &mut [P],
@@ -53,17 +67,17 @@ pub(crate) fn walk<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     vmax: &mut [f32],
     next: Next,
 ) {
-    if F::HAS_FMA {
-        walk_ahead::<F, P, G, AMSGRAD>(s, weights, copies, grad, m, v, vmax, next);
+    if I::HAS_FMA {
+        walk_ahead::<I, P, G, AMSGRAD>(s, weights, copies, grad, m, v, vmax, next);
     } else {
-        walk_staged::<F, P, G, AMSGRAD>(s, weights, copies, grad, m, v, vmax);
+        walk_staged::<I, P, G, AMSGRAD>(s, weights, copies, grad, m, v, vmax);
     }
 }
 
 /// In blocks of a length that the compiler knows, which leaves a place between them to ask for what comes. The processor
 /// sees by itself what is read next, but not far enough beside this arithmetic: 16M elements take a sixth longer without.
 #[inline(always)]
-fn walk_ahead<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
+fn walk_ahead<I: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     s: &StepScalars,
     weights: &mut [f32],
     copies: &mut [P],
@@ -86,7 +100,7 @@ fn walk_ahead<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
             if AMSGRAD {
                 prefetch_block(vmax.as_ptr().wrapping_add(at.start + AHEAD));
             }
-            step_block::<F, P, G, AMSGRAD>(s, at, weights, copies, grad, m, v, vmax);
+            step_block::<I, P, G, AMSGRAD>(s, at, weights, copies, grad, m, v, vmax);
         }};
     }
     for start in (0..whole).step_by(BLOCK) {
@@ -94,22 +108,6 @@ fn walk_ahead<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     }
     if whole < weights.len() {
         step!(whole..weights.len());
-    }
-}
-
-impl Next {
-    /// The caller's arrays AHEAD: of this chunk or, behind its whole blocks, of the next.
-    #[inline(always)]
-    fn prefetch<P, G>(self, whole: usize, start: usize, grad: &[G], param: *const P) {
-        let ahead = start + AHEAD;
-        if ahead < whole {
-            prefetch_block(grad.as_ptr().wrapping_add(ahead));
-            prefetch_block(param.wrapping_add(ahead));
-        } else {
-            let ahead = (ahead - whole).min(start);
-            prefetch_block(std::ptr::without_provenance::<G>(self.grad).wrapping_add(ahead));
-            prefetch_block(std::ptr::without_provenance::<P>(self.param).wrapping_add(ahead));
-        }
     }
 }
 
@@ -121,7 +119,7 @@ pub(crate) fn prefetch_block<T>(address: *const T) {
 
 /// Slices of one length, said once before the loop, so that no index is checked inside it.
 #[inline(always)]
-fn step_block<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
+fn step_block<I: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     s: &StepScalars,
     at: Range<usize>,
     weights: &mut [f32],
@@ -131,14 +129,14 @@ fn step_block<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     v: &mut [f32],
     vmax: &mut [f32],
 ) {
-    let (fma, none) = (F::default(), 0..0);
+    let (fma, none) = (I::default(), 0..0);
     let copies = &mut copies[if P::NARROW { at.clone() } else { none.clone() }];
     let vmax = &mut vmax[if AMSGRAD { at.clone() } else { none }];
     let (grad, m, v) = (&grad[at.clone()], &mut m[at.clone()], &mut v[at.clone()]);
     let weights = &mut weights[at];
     let mut wide = [0.0; BLOCK];
     if G::AT_ONCE {
-        G::widen_all::<F>(grad, &mut wide);
+        G::widen_all::<I>(grad, &mut wide);
     }
     for i in 0..weights.len().min(BLOCK) {
         let vmax_i = if AMSGRAD { vmax[i] } else { 0.0 };
@@ -149,7 +147,7 @@ fn step_block<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
             vmax[i] = e.vmax;
         }
     }
-    P::narrow_all::<F>(weights, copies);
+    P::narrow_all::<I>(weights, copies);
 }
 
 /// Elements that go through the equations together where a multiply-add is many instructions: with those of all
@@ -159,7 +157,7 @@ const STAGED: usize = 32;
 type Stage = [f32; STAGED];
 
 #[inline(always)]
-fn walk_staged<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
+fn walk_staged<I: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     s: &StepScalars,
     weights: &mut [f32],
     copies: &mut [P],
@@ -171,11 +169,11 @@ fn walk_staged<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     let (mut wide, mut spare, mut new) = ([0.0; STAGED], [[0.0; STAGED]; 4], [[0.0; STAGED]; 4]);
     for start in (0..weights.len()).step_by(STAGED) {
         let at = start..weights.len().min(start + STAGED);
-        G::widen_all::<F>(&grad[at.clone()], &mut wide);
+        G::widen_all::<I>(&grad[at.clone()], &mut wide);
         let [p, m0, v0, x] = &mut spare;
         let (p, m0, v0) = (stage(&weights[at.clone()], p), stage(&m[at.clone()], m0), stage(&v[at.clone()], v0));
         let x = if AMSGRAD { stage(&vmax[at.clone()], x) } else { &*x };
-        step_staged::<F, AMSGRAD>(s, G::NARROW, p, &wide, m0, v0, x, &mut new);
+        step_staged::<I, AMSGRAD>(s, G::NARROW, p, &wide, m0, v0, x, &mut new);
         store(&mut weights[at.clone()], &new[0]);
         store(&mut m[at.clone()], &new[1]);
         store(&mut v[at.clone()], &new[2]);
@@ -183,7 +181,7 @@ fn walk_staged<F: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
             store(&mut vmax[at.clone()], &new[3]);
         }
         if P::NARROW {
-            P::narrow_all::<F>(&new[0][..at.len()], &mut copies[at]);
+            P::narrow_all::<I>(&new[0][..at.len()], &mut copies[at]);
         }
     }
 }
@@ -206,10 +204,10 @@ fn store(elements: &mut [f32], new: &Stage) {
     }
 }
 
-/// `new` is p, m, v and vmax. Of `short` gradients, which have 16 bits, an `F` that may doubt would have so many doubts
+/// `new` is p, m, v and vmax. Of `short` gradients, which have 16 bits, an `I` that may doubt would have so many doubts
 /// that it is not tried. Not inlined: then the arrays are apart, for all that the compiler knows.
 #[inline(never)]
-fn step_staged<F: Isa, const AMSGRAD: bool>(
+fn step_staged<I: Isa, const AMSGRAD: bool>(
     s: &StepScalars,
     short: bool,
     p: &Stage,
@@ -221,19 +219,19 @@ fn step_staged<F: Isa, const AMSGRAD: bool>(
 ) {
     const UNUSUAL: u32 = L2 | SMALL_BETA1 | SMALL_BETA2;
     if has(s.flags, UNUSUAL) {
-        step_by::<F::Exact, AMSGRAD>(s, p, grad, m, v, vmax, new);
+        step_by::<I::Exact, AMSGRAD>(s, p, grad, m, v, vmax, new);
         return;
     }
     // The compiler sees which flags are not there, and leaves out what is not selected.
     let s = &StepScalars { flags: s.flags & !UNUSUAL, ..*s };
-    if short || !step_by::<F, AMSGRAD>(s, p, grad, m, v, vmax, new) {
-        step_by::<F::Exact, AMSGRAD>(s, p, grad, m, v, vmax, new);
+    if short || !step_by::<I, AMSGRAD>(s, p, grad, m, v, vmax, new) {
+        step_by::<I::Exact, AMSGRAD>(s, p, grad, m, v, vmax, new);
     }
 }
 
 /// Equation by equation; whether `new` is right.
 #[inline(always)]
-fn step_by<F: Isa, const AMSGRAD: bool>(
+fn step_by<I: Isa, const AMSGRAD: bool>(
     s: &StepScalars,
     p: &Stage,
     grad: &Stage,
@@ -242,10 +240,10 @@ fn step_by<F: Isa, const AMSGRAD: bool>(
     vmax: &Stage,
     [p1, m1, v1, x1]: &mut [Stage; 4],
 ) -> bool {
-    let fma = F::default();
+    let fma = I::default();
     let e = |i: usize| Element { p: p[i], m: m[i], v: v[i], vmax: if AMSGRAD { vmax[i] } else { 0.0 } };
-    // A NaN in m or v is one in p, and that is a doubt: the exact `F` stores it as it has to be.
-    let stored = |x: f32| if F::MAY_DOUBT { x } else { canonical(x) };
+    // A NaN in m or v is one in p, and that is a doubt: the exact `I` stores it as it has to be.
+    let stored = |x: f32| if I::MAY_DOUBT { x } else { canonical(x) };
     for i in 0..STAGED {
         m1[i] = stored(first_moment(&fma, s, gradient(&fma, s, grad[i], &e(i)), &e(i)));
     }
@@ -281,10 +279,10 @@ mod tests {
     /// m' = 0.25006103515625 * 4097 + m is a tie but for m, which no f64 sum of the two has: it is in doubt.
     const DOUBTFUL: (f32, f32, f32) = (4097.0 / 16384.0, 4097.0, 1e-30);
 
-    fn assert_right<F: Isa>(s: &StepScalars, old: &[Element], grad: &[f32]) {
+    fn assert_right<I: Isa>(s: &StepScalars, old: &[Element], grad: &[f32]) {
         let of = |field: fn(&Element) -> f32| old.iter().map(field).collect::<Vec<f32>>();
         let (mut p, mut m, mut v, mut vmax) = (of(|e| e.p), of(|e| e.m), of(|e| e.v), of(|e| e.vmax));
-        walk::<F, f32, f32, true>(s, &mut p, &mut [], grad, &mut m, &mut v, &mut vmax, Next::default());
+        walk::<I, f32, f32, true>(s, &mut p, &mut [], grad, &mut m, &mut v, &mut vmax, Next::default());
         for (i, e) in old.iter().enumerate() {
             let mut e = *e;
             update(&Fused, s, grad[i], &mut e);
