@@ -114,9 +114,8 @@ fn every_f32_operation_is_one_that_the_source_spells_out() {
 
 /// How often a kernel that updates so many elements at a time has an operation, by the source.
 fn spelled_out(name: &str, lanes: usize) -> usize {
-    let [update, from_f16, to_f16] =
-        [(UPDATE_CUH, "update"), (ROUNDING_CUH, "f16_to_f32"), (ROUNDING_CUH, "f32_to_f16_rn")]
-            .map(|(source, twin)| self::twin(source, twin).matches(name).count());
+    let [from_f16, to_f16] = ["f16_to_f32", "f32_to_f16_rn"].map(|twin| self::twin(ROUNDING_CUH, twin));
+    let [update, from_f16, to_f16] = [UPDATE_CUH, from_f16, to_f16].map(|source| source.matches(name).count());
     // One body for each lane, and one for the elements before and after the vectors.
     let bodies = lanes + 1;
     // Of any dtype (8 lanes), parameter and gradient are widened in each body, and the parameter once more for its master
