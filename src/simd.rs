@@ -3,7 +3,6 @@
 #![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
 
 use crate::error::{Error, Result};
-use crate::fma::Fused;
 use crate::rounding::{canonical_to_bf16_rn, low_half};
 use crate::tensor::Float;
 use crate::tensor::sealed::Sealed;
@@ -131,55 +130,55 @@ pub(crate) type Portable = crate::fma::Fused;
 #[cfg(all(target_arch = "x86_64", not(target_feature = "fma")))]
 pub(crate) type Portable = crate::fma::Wide;
 
-/// AVX2 and AVX-512, which come with FMA and with instructions for f16. Only functions that are compiled for them name it.
 #[cfg(target_arch = "x86_64")]
-#[derive(Default)]
-pub(crate) struct Avx2;
-
-#[cfg(target_arch = "x86_64")]
-impl Isa for Avx2 {
-    type Exact = Self;
-    const HAS_FMA: bool = true;
-    const MAY_DOUBT: bool = false;
-
-    #[inline(always)]
-    fn fma_rn(&self, a: f32, b: f32, c: f32) -> f32 {
-        Fused.fma_rn(a, b, c)
-    }
-
-    #[inline(always)]
-    fn widen_f16(from: &[f16], to: &mut [f32]) {
-        let ((from, last), (to, last_to)) = (from.as_chunks(), to[..from.len()].as_chunks_mut());
-        // SAFETY: the function that this stands in is compiled for AVX2 and F16C, and runs where they are available.
-        from.iter().zip(to).for_each(|(from, to)| *to = unsafe { x86::widen(*from) });
-        Fused::widen_f16(last, last_to);
-    }
-
-    #[inline(always)]
-    fn narrow_f16(from: &[f32], to: &mut [f16]) {
-        let ((from, last), (to, last_to)) = (from.as_chunks(), to[..from.len()].as_chunks_mut());
-        // SAFETY: as above.
-        from.iter().zip(to).for_each(|(from, to)| *to = unsafe { x86::narrow(*from) });
-        Fused::narrow_f16(last, last_to);
-    }
-}
-
-/// Eight at a time.
-#[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(crate) mod x86 {
+    use super::Isa;
+    use crate::fma::Fused;
     use bytemuck::must_cast;
     use half::f16;
     use std::arch::x86_64::{_MM_FROUND_TO_NEAREST_INT, _mm256_cvtph_ps, _mm256_cvtps_ph};
 
+    /// AVX2 and AVX-512, which come with FMA and with instructions for f16. Only functions that are compiled for them
+    /// name it.
+    #[derive(Default)]
+    pub(crate) struct Avx2;
+
+    impl Isa for Avx2 {
+        type Exact = Self;
+        const HAS_FMA: bool = true;
+        const MAY_DOUBT: bool = false;
+
+        #[inline(always)]
+        fn fma_rn(&self, a: f32, b: f32, c: f32) -> f32 {
+            Fused.fma_rn(a, b, c)
+        }
+
+        #[inline(always)]
+        fn widen_f16(from: &[f16], to: &mut [f32]) {
+            let ((from, last), (to, last_to)) = (from.as_chunks(), to[..from.len()].as_chunks_mut());
+            // SAFETY: the function that this stands in is compiled for AVX2 and F16C, and runs where they are available.
+            from.iter().zip(to).for_each(|(from, to)| *to = unsafe { widen(*from) });
+            Fused::widen_f16(last, last_to);
+        }
+
+        #[inline(always)]
+        fn narrow_f16(from: &[f32], to: &mut [f16]) {
+            let ((from, last), (to, last_to)) = (from.as_chunks(), to[..from.len()].as_chunks_mut());
+            // SAFETY: as above.
+            from.iter().zip(to).for_each(|(from, to)| *to = unsafe { narrow(*from) });
+            Fused::narrow_f16(last, last_to);
+        }
+    }
+
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    pub(super) fn widen(x: [f16; 8]) -> [f32; 8] {
+    fn widen(x: [f16; 8]) -> [f32; 8] {
         must_cast(_mm256_cvtph_ps(must_cast(x)))
     }
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    pub(super) fn narrow(x: [f32; 8]) -> [f16; 8] {
+    fn narrow(x: [f32; 8]) -> [f16; 8] {
         must_cast(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(must_cast(x)))
     }
 }
@@ -235,13 +234,13 @@ macro_rules! for_every_simd {
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
             unsafe fn avx512($($arg: $type),+) -> $out {
                 // SAFETY: the caller's promise.
-                unsafe { $inlined::<$crate::simd::Avx2>($($arg),+) }
+                unsafe { $inlined::<$crate::simd::x86::Avx2>($($arg),+) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn avx2($($arg: $type),+) -> $out {
                 // SAFETY: the caller's promise.
-                unsafe { $inlined::<$crate::simd::Avx2>($($arg),+) }
+                unsafe { $inlined::<$crate::simd::x86::Avx2>($($arg),+) }
             }
             match simd {
                 #[cfg(target_arch = "x86_64")]
@@ -260,7 +259,9 @@ pub(crate) use for_every_simd;
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
+    use super::x86::Avx2;
     use super::*;
+    use crate::fma::Fused;
     use crate::rounding::canonical;
 
     fn same(a: f32, b: f32) -> bool {
