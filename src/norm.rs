@@ -66,23 +66,30 @@ unsafe fn of_chunk_inlined<I: Isa>(row: &TensorRow, chunk: Chunk) -> Squares {
 
 #[inline(always)]
 fn of<I: Isa, G: Float>(grad: &[G]) -> Squares {
-    let mut sums = [0.0_f32; SUMS];
-    let mut non_finite = 0;
+    let (mut sums, mut non_finite) = ([0.0_f32; SUMS], 0);
     for row in grad.chunks(SUMS) {
-        let (fma, before) = (I::default(), sums);
-        non_finite += add(&fma, &mut sums, row);
-        if fma.doubts() {
-            sums = before;
-            add(&I::Exact::default(), &mut sums, row);
-        }
+        non_finite += add_row::<I, G>(&mut sums, row);
     }
     Squares { sum: canonical(tree(&sums)), non_finite }
+}
+
+/// Adds a row to the sums; how many of it are not finite. Squares of 16-bit gradients leave too many doubts to try them.
+#[inline(always)]
+fn add_row<I: Isa, G: Float>(sums: &mut [f32; SUMS], row: &[G]) -> u32 {
+    if I::MAY_DOUBT && !G::NARROW {
+        let (isa, before) = (I::default(), *sums);
+        let non_finite = add(&isa, sums, row);
+        if !isa.doubts() {
+            return non_finite;
+        }
+        *sums = before;
+    }
+    add(&I::Exact::default(), sums, row)
 }
 
 /// How many elements ahead their memory is asked for: 256 to 2,048 are about as good.
 const AHEAD: usize = 512;
 
-/// Adds a row to the sums; how many of it are not finite.
 #[inline(always)]
 fn add<G: Float>(isa: &impl Isa, sums: &mut [f32; SUMS], row: &[G]) -> u32 {
     let mut non_finite = 0;
