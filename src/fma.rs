@@ -76,7 +76,7 @@ fn is_tiny(x: f32) -> bool {
     (x.to_bits() << 1).wrapping_sub(1) < (2 << 24) - 1
 }
 
-/// [`Wide`] without a doubt, and 2.7 times as slow: the sum is rounded to f64 not to nearest but, unless it is exact, to
+/// [`Wide`] without a doubt, and slower: the sum is rounded to f64 not to nearest but, unless it is exact, to
 /// whichever of its two neighbours is odd. None of these is a tie, and on which side of one it lies is still to be seen
 /// (Boldo and Melquiond, 2008: two bits more than the f32 has are enough, 29 are there).
 #[derive(Default)]

@@ -11,7 +11,7 @@ use crate::rounding::{add_rn, add_rn64, canonical, is_finite, to_f64};
 use crate::simd::{Isa, Simd, for_every_simd};
 use crate::table::{Chunk, Squares, TensorRow, dtypes, row_flags};
 use crate::tensor::Float;
-use crate::walk::{self, prefetch_block};
+use crate::walk::{RUN, prefetch_run};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -93,8 +93,8 @@ const AHEAD: usize = 512;
 #[inline(always)]
 fn add<G: Float>(isa: &impl Isa, sums: &mut [f32; SUMS], row: &[G]) -> u32 {
     let mut non_finite = 0;
-    for (sums, grad) in sums.chunks_mut(walk::BLOCK).zip(row.chunks(walk::BLOCK)) {
-        prefetch_block(grad.as_ptr().wrapping_add(AHEAD));
+    for (sums, grad) in sums.chunks_mut(RUN).zip(row.chunks(RUN)) {
+        prefetch_run(grad.as_ptr().wrapping_add(AHEAD));
         for (sum, g) in sums.iter_mut().zip(grad) {
             let g = g.widen();
             *sum = isa.fma_rn(g, g, *sum);

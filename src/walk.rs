@@ -13,8 +13,8 @@ use crate::tensor::Dtype;
 use crate::update::{denominator, first_moment, gradient, parameter, second_moment, update};
 use std::ops::Range;
 
-/// Elements of a block: four cache lines of f32.
-pub(crate) const BLOCK: usize = 64;
+/// Elements of a run: four cache lines of f32.
+pub(crate) const RUN: usize = 64;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -40,22 +40,25 @@ impl Next {
         Self { param: at(row.param, row.param_dtype()), grad: at(row.grad, row.grad_dtype()) }
     }
 
-    /// Asks for what is [`AHEAD`] of `start` in the caller's arrays: in these or, behind their whole blocks, in the next.
+    /// Asks for what is [`AHEAD`] of `start` in the caller's arrays: in these or, behind their whole runs, in the next.
     #[inline(always)]
     fn prefetch<P, G>(self, whole: usize, start: usize, grad: &[G], param: *const P) {
         let ahead = start + AHEAD;
         if ahead < whole {
-            prefetch_block(grad.as_ptr().wrapping_add(ahead));
-            prefetch_block(param.wrapping_add(ahead));
+            prefetch_run(grad.as_ptr().wrapping_add(ahead));
+            prefetch_run(param.wrapping_add(ahead));
         } else {
             let ahead = (ahead - whole).min(start);
-            prefetch_block(std::ptr::without_provenance::<G>(self.grad).wrapping_add(ahead));
-            prefetch_block(std::ptr::without_provenance::<P>(self.param).wrapping_add(ahead));
+            prefetch_run(std::ptr::without_provenance::<G>(self.grad).wrapping_add(ahead));
+            prefetch_run(std::ptr::without_provenance::<P>(self.param).wrapping_add(ahead));
         }
     }
 }
 
 /// Steps slices of one length; of `copies` and `vmax`, that length or none.
+///
+/// In runs of a length that the compiler knows, which leaves a place between them to ask for what comes. The processor
+/// sees by itself what is read next, but not far enough beside this arithmetic: 16M elements take a sixth longer without.
 #[inline(always)]
 pub(crate) fn walk<I: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     s: &StepScalars,
@@ -67,59 +70,42 @@ pub(crate) fn walk<I: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     vmax: &mut [f32],
     next: Next,
 ) {
-    if I::HAS_FMA {
-        walk_ahead::<I, P, G, AMSGRAD>(s, weights, copies, grad, m, v, vmax, next);
-    } else {
-        walk_staged::<I, P, G, AMSGRAD>(s, weights, copies, grad, m, v, vmax);
+    if !I::HAS_FMA {
+        return walk_staged::<I, P, G, AMSGRAD>(s, weights, copies, grad, m, v, vmax);
     }
-}
-
-/// In blocks of a length that the compiler knows, which leaves a place between them to ask for what comes. The processor
-/// sees by itself what is read next, but not far enough beside this arithmetic: 16M elements take a sixth longer without.
-#[inline(always)]
-fn walk_ahead<I: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
-    s: &StepScalars,
-    weights: &mut [f32],
-    copies: &mut [P],
-    grad: &[G],
-    m: &mut [f32],
-    v: &mut [f32],
-    vmax: &mut [f32],
-    next: Next,
-) {
-    let whole = weights.len() - weights.len() % BLOCK;
+    let whole = weights.len() - weights.len() % RUN;
     macro_rules! step {
         ($at:expr) => {{
             let at = $at;
             next.prefetch(whole, at.start, grad, if P::NARROW { copies.as_ptr() } else { weights.as_ptr().cast() });
             if P::NARROW {
-                prefetch_block(weights.as_ptr().wrapping_add(at.start + AHEAD));
+                prefetch_run(weights.as_ptr().wrapping_add(at.start + AHEAD));
             }
-            prefetch_block(m.as_ptr().wrapping_add(at.start + AHEAD));
-            prefetch_block(v.as_ptr().wrapping_add(at.start + AHEAD));
+            prefetch_run(m.as_ptr().wrapping_add(at.start + AHEAD));
+            prefetch_run(v.as_ptr().wrapping_add(at.start + AHEAD));
             if AMSGRAD {
-                prefetch_block(vmax.as_ptr().wrapping_add(at.start + AHEAD));
+                prefetch_run(vmax.as_ptr().wrapping_add(at.start + AHEAD));
             }
-            step_block::<I, P, G, AMSGRAD>(s, at, weights, copies, grad, m, v, vmax);
+            step_run::<I, P, G, AMSGRAD>(s, at, weights, copies, grad, m, v, vmax);
         }};
     }
-    for start in (0..whole).step_by(BLOCK) {
-        step!(start..start + BLOCK);
+    for start in (0..whole).step_by(RUN) {
+        step!(start..start + RUN);
     }
     if whole < weights.len() {
         step!(whole..weights.len());
     }
 }
 
-/// A block's cache lines. It may lie behind the end, where the next chunk often is.
+/// A run's cache lines. It may lie behind the end, where the next chunk often is.
 #[inline(always)]
-pub(crate) fn prefetch_block<T>(address: *const T) {
-    (0..BLOCK * size_of::<T>()).step_by(LINE).for_each(|line| prefetch(address.wrapping_byte_add(line)));
+pub(crate) fn prefetch_run<T>(address: *const T) {
+    (0..RUN * size_of::<T>()).step_by(LINE).for_each(|line| prefetch(address.wrapping_byte_add(line)));
 }
 
 /// Slices of one length, said once before the loop, so that no index is checked inside it.
 #[inline(always)]
-fn step_block<I: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
+fn step_run<I: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     s: &StepScalars,
     at: Range<usize>,
     weights: &mut [f32],
@@ -134,11 +120,11 @@ fn step_block<I: Isa, P: Convert, G: Convert, const AMSGRAD: bool>(
     let vmax = &mut vmax[if AMSGRAD { at.clone() } else { none }];
     let (grad, m, v) = (&grad[at.clone()], &mut m[at.clone()], &mut v[at.clone()]);
     let weights = &mut weights[at];
-    let mut wide = [0.0; BLOCK];
+    let mut wide = [0.0; RUN];
     if G::AT_ONCE {
         G::widen_all::<I>(grad, &mut wide);
     }
-    for i in 0..weights.len().min(BLOCK) {
+    for i in 0..weights.len().min(RUN) {
         let vmax_i = if AMSGRAD { vmax[i] } else { 0.0 };
         let mut e = Element { p: weights[i], m: m[i], v: v[i], vmax: vmax_i };
         update(&fma, s, if G::AT_ONCE { wide[i] } else { grad[i].widen() }, &mut e);

@@ -40,9 +40,7 @@ impl<P: Value, G: Value> Tensors<P, G> {
         tensors.step();
         tensors
     }
-}
 
-impl<P: Value, G: Value> Tensors<P, G> {
     fn parts(&mut self, walk: Walk) -> Vec<Part<'_, P, G>> {
         let tensors = self.params.iter_mut().zip(&mut self.grads).zip(self.state.tensors());
         tensors.flat_map(|((p, g), state)| Part::cut(p, g, state, walk)).collect()

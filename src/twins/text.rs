@@ -55,12 +55,26 @@ fn assert_same_text([rust, cuda]: [&str; 2], name: &str, lines: usize) {
     assert!(rust.len() >= lines, "the marks of {name} enclose its whole body: {rust:?}");
 }
 
+/// The lines from the one that begins with `start` on, itself left out, that no twin encloses.
+fn outside_of_twins<'a>(source: &'a str, start: &str) -> Vec<&'a str> {
+    let (mut lines, mut outside) = (source.lines().skip_while(|line| !line.starts_with(start)).skip(1), Vec::new());
+    while let Some(line) = lines.next() {
+        if line.trim().starts_with("// twin: ") {
+            lines.by_ref().find(|line| line.trim() == "// } twin");
+        } else {
+            outside.push(line);
+        }
+    }
+    outside
+}
+
 #[test]
 fn the_bodies_are_the_same_text_comments_included() {
     let of_update = [("gradient", 3), ("first moment", 2), ("second moment", 3), ("denominator", 2)];
     for (name, lines) in of_update.into_iter().chain([("parameter", 4), ("stored", 4)]) {
         assert_same_text(UPDATE, name, lines);
     }
+    assert_eq!(outside_of_twins(UPDATE[1], "DEVICE void update("), ["}"], "the parts are all of it");
     assert_same_text(SCALARS, "pow_rn64", 9);
     assert_same_text(SCALARS, "step_scalars", 14);
     for (name, lines) in [
