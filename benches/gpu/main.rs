@@ -9,7 +9,7 @@
 //! | `../lists.rs`, `suite.rs` | the lists of tensors, cut to the GPU's memory |
 //! | `clock.rs` | how a time is taken |
 //! | `work.rs` | what is timed: a copy, and a step of a list |
-//! | `host.rs` | what a step costs the host |
+//! | `host.rs`, `start.rs` | what a step costs the host, and what a process pays once |
 //! | `variants.rs` | other constants, chunks and grids, and what is expected of each: data |
 //! | `nvrtc.rs`, `vary.rs`, `bits.rs` | these compiled, timed, and first compared with the CPU |
 //! | `rows.rs` | what is measured, as JSON |
@@ -32,6 +32,7 @@ mod lists;
 mod nvrtc;
 mod report;
 mod rows;
+mod start;
 mod suite;
 mod table;
 mod variants;
@@ -63,6 +64,10 @@ enum Command {
     Step { lists: PathBuf },
     /// Measures the time of the call, for lists of 1 to 10,000 tensors
     Host,
+    /// Compares a step of a tensor of more than 2^32 elements with the CPU's
+    Far,
+    /// Measures the first steps of a process
+    Start,
     /// Compiles the variants of the kernels into a folder
     Compile { folder: PathBuf, cuda: PathBuf, nvrtc: PathBuf },
     /// Compares and measures these variants
@@ -79,6 +84,8 @@ fn main() -> Result<()> {
         Some(Command::Facts) => work::facts(&Device::cuda_at(0)?)?.print(),
         Some(Command::Copy) => work::copies(&Device::cuda_at(0)?, small),
         Some(Command::Host) => host::print(small),
+        Some(Command::Far) => bits::far(&Device::cuda_at(0)?, small),
+        Some(Command::Start) => start::print(),
         Some(Command::Lists { file }) => {
             let free = work::facts(&Device::cuda_at(0)?)?.free_bytes;
             let lists = suite::lists(free, small);

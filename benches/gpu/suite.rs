@@ -21,18 +21,49 @@ pub(crate) struct List {
     pub(crate) lengths: Vec<usize>,
     /// Gradients are clipped to this norm, all together.
     pub(crate) max_grad_norm: Option<f64>,
+    /// The step measures itself.
+    pub(crate) metrics: bool,
 }
 
 impl List {
-    /// f32: reads p, g, m, v; writes p, m, v. bf16: reads g and the master, m, v; writes p and these three. Clipped: reads g,
-    /// of f32, once more.
+    /// All of it; what is done beside the update stands at the end of its name.
+    pub(crate) fn new(name: &str, dtype: &str, lengths: Vec<usize>) -> Self {
+        Self {
+            name: name.into(),
+            dtype: dtype.into(),
+            of_tensors: lengths.len(),
+            of_elements: lengths.iter().sum(),
+            max_grad_norm: name.ends_with(CLIPPED).then_some(1.0),
+            metrics: name.ends_with(MEASURED),
+            lengths,
+        }
+    }
+
+    /// f32: reads p, g, m, v; writes p, m, v. bf16: reads g and the master, m, v; writes p and these three. Clipped: reads g
+    /// once more.
     pub(crate) fn bytes_an_element(&self) -> usize {
-        if self.max_grad_norm.is_some() { 32 } else { 28 }
+        let grad = if self.dtype == "bf16" { 2 } else { 4 };
+        28 + if self.max_grad_norm.is_some() { grad } else { 0 }
+    }
+
+    /// The longest beginning of no more than `elements`.
+    fn cut(mut self, elements: usize, small: bool) -> Self {
+        if small {
+            self.lengths.iter_mut().for_each(|len| *len = len.div_ceil(SMALL));
+        }
+        let mut sum = 0;
+        let too_many = |len: &usize| {
+            sum += len;
+            sum > elements
+        };
+        let end = self.lengths.iter().position(too_many).unwrap_or(self.lengths.len());
+        self.lengths.truncate(end);
+        self
     }
 
     /// Whether variants of the update are tried on it: neither too small to time nor too large for the time there is.
     pub(crate) fn is_varied(&self) -> bool {
-        self.max_grad_norm.is_none() && (5_000_000..300_000_000).contains(&self.of_elements)
+        self.max_grad_norm.is_none() && !self.metrics && (5_000_000..300_000_000).contains(&self.of_elements)
     }
 }
 
@@ -44,8 +75,9 @@ impl fmt::Display for List {
     }
 }
 
-/// The one list that is clipped as well.
-const CLIPPED: &str = "GPT-2 124M, clipped";
+/// What is done beside the update, at the end of a list's name.
+const CLIPPED: &str = ", clipped";
+const MEASURED: &str = ", with metrics";
 
 /// f32: parameter, gradient, m, v. bf16: parameter, gradient, and in f32 master, m, v.
 const BYTES_AN_ELEMENT: usize = 16;
@@ -55,8 +87,11 @@ pub(crate) fn lists(free_bytes: usize, small: bool) -> Vec<List> {
         ("one of 256M", "f32", vec![256 << 20]),
         ("GPT-2 124M", "f32", lists::gpt2()),
         ("GPT-2 124M", "bf16", lists::gpt2()),
-        (CLIPPED, "f32", lists::gpt2()),
+        ("GPT-2 124M, clipped", "f32", lists::gpt2()),
+        ("GPT-2 124M, clipped", "bf16", lists::gpt2()),
+        ("GPT-2 124M, with metrics", "f32", lists::gpt2()),
         ("ResNet-50", "f32", lists::resnet50()),
+        ("one of 1M", "f32", vec![1_000_000]),
         ("1,000 of 1,000", "f32", vec![1_000; 1_000]),
         ("10,000 of 1,000", "f32", vec![1_000; 10_000]),
         ("Llama-3-8B", "f32", lists::llama3_8b()),
@@ -64,25 +99,5 @@ pub(crate) fn lists(free_bytes: usize, small: bool) -> Vec<List> {
     ];
     // A tenth is for the tables, the fragments, and what the driver takes.
     let fitting = free_bytes / 10 * 9 / BYTES_AN_ELEMENT;
-    let list = |(name, dtype, whole): (&str, &str, Vec<usize>)| List {
-        name: name.into(),
-        dtype: dtype.into(),
-        of_tensors: whole.len(),
-        of_elements: whole.iter().sum(),
-        max_grad_norm: (name == CLIPPED).then_some(1.0),
-        lengths: fit(if small { whole.iter().map(|len| len.div_ceil(SMALL)).collect() } else { whole }, fitting),
-    };
-    all.map(list).into()
-}
-
-/// The longest beginning of no more than `elements`.
-fn fit(mut lengths: Vec<usize>, elements: usize) -> Vec<usize> {
-    let mut sum = 0;
-    let too_many = |len: &usize| {
-        sum += len;
-        sum > elements
-    };
-    let end = lengths.iter().position(too_many).unwrap_or(lengths.len());
-    lengths.truncate(end);
-    lengths
+    all.map(|(name, dtype, whole)| List::new(name, dtype, whole).cut(fitting, small)).into()
 }

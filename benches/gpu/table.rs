@@ -26,10 +26,13 @@ fn heading(report: &Report) -> String {
     }
     page.extend(report.peer.iter().map(|peer| format!("- compared with {}\n", peer.version)));
     page.extend(report.run.iter().map(|line| format!("- {line}\n")));
-    page.extend(
-        report.parts.iter().filter(|part| part.status == "ok" && part.name.starts_with("nvidia-smi")).map(quoted),
-    );
+    page.extend(printed(report, "nvidia-smi"));
     page
+}
+
+/// What the parts of this name have printed, where that is for people to read.
+fn printed<'a>(report: &'a Report, name: &'a str) -> impl Iterator<Item = String> + 'a {
+    report.parts.iter().filter(move |part| part.status == "ok" && part.name.starts_with(name)).map(quoted)
 }
 
 fn parts(report: &Report) -> String {
@@ -98,6 +101,11 @@ fn host_times(report: &Report) -> String {
         let times = [ours.first(), ours.get(1), fused.as_ref(), foreach.as_ref()].map(time).join(" | ");
         page += &format!("| {} {} | {} | {times} |\n", any.list, any.dtype, any.tensors);
     }
+    page += "\nOf tensors of 8 elements, by how streams are kept apart (events: cudarc's tracking), and of a step of \
+             tensors that are named once (`step_prepared`):\n";
+    page.extend(printed(report, "host"));
+    page += "\nOf a process, once, each waited for: nothing compiled before, then with the driver's cache:\n";
+    page.extend(printed(report, "start"));
     page
 }
 

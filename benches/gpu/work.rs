@@ -102,7 +102,12 @@ impl<T: Float + DeviceRepr + ValidAsZeroBits> Case<T> {
     }
 
     pub(crate) fn times(&mut self, clock: &mut Clock, repeats: usize) -> Result<Times> {
-        clock.measure(repeats, || Ok(self.opt.step(self.params.iter_mut().zip(&self.grads))?))
+        clock.measure(repeats, || self.step())
+    }
+
+    /// Not waited for.
+    pub(crate) fn step(&mut self) -> Result<()> {
+        Ok(self.opt.step(self.params.iter_mut().zip(&self.grads))?)
     }
 
     /// Another optimizer of the same tensors, on the same stream.
@@ -114,8 +119,9 @@ impl<T: Float + DeviceRepr + ValidAsZeroBits> Case<T> {
 
 fn optimizer(device: &Device, list: &List) -> Result<AdamW> {
     let mut opt = AdamW::new(device, AdamWConfig::default(), &list.lengths)?;
-    let max_grad_norm = list.max_grad_norm;
-    opt.set_control(max_grad_norm.map(|_| Control { max_grad_norm, ..Default::default() }))?;
+    let List { max_grad_norm, metrics, .. } = *list;
+    let control = Control { max_grad_norm, metrics, ..Default::default() };
+    opt.set_control((max_grad_norm.is_some() || metrics).then_some(control))?;
     Ok(opt)
 }
 
