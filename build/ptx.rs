@@ -22,7 +22,17 @@ use cudarc::nvrtc;
 
 const SOURCE: &str = "cuda/adamw.cu";
 const COMMITTED: &str = "cuda/ptx/adamw.ptx";
-const ENTRIES: [&str; 7] = ["adamw_f32", "adamw_mixed", "adamw_full", "grad_norm", "finalize", "collect", "accumulate"];
+const ENTRIES: [&str; 9] = [
+    "adamw_f32",
+    "adamw_bf16",
+    "adamw_f16",
+    "adamw_mixed",
+    "adamw_full",
+    "grad_norm",
+    "finalize",
+    "collect",
+    "accumulate",
+];
 
 /// Writes `OUT_DIR/adamw.ptx` and tells the crate who made it.
 pub(crate) fn build() -> Result<()> {

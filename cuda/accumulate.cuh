@@ -3,8 +3,8 @@
 #include "block.cuh"
 #include "vec.cuh"
 
-// Elements of one thread: those of one 16-byte load of a 16-bit gradient.
-constexpr u32 SUM_LANES = 8;
+// Elements of one thread: a block takes a chunk at once.
+constexpr u32 SUM_LANES = 4;
 
 // The first gradient after a step is the sum, so that nobody has to write zeros.
 DEVICE f32 next_sum(bool first, f32 sum, f32 g) {
@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     const bool first = which_first == ALL_FIRST || (which_first == ROWS_FIRST && has(row.flags, FIRST));
     const bool aligned = (row.grad + chunk.start * size_of(row.grad_dtype)) % 16 == 0;
     const u32 vectors = chunk.len / SUM_LANES;
-    for (u32 i = threadIdx.x; i < vectors; i += BLOCK) add_lanes(row, first, aligned, chunk.start + i * SUM_LANES);
+    if (threadIdx.x < vectors) add_lanes(row, first, aligned, chunk.start + threadIdx.x * SUM_LANES);
     const u32 rest = chunk.len - vectors * SUM_LANES;
     if (threadIdx.x < rest) add_one(row, first, chunk.start + vectors * SUM_LANES + threadIdx.x);
 }

@@ -99,7 +99,7 @@ DEVICE Sums full_chunk(const Arrays& a, bool aligned, u32 len, StepScalars s, co
 
 // With METRICS, `sums` has one for each chunk; a tensor without a gradient counts as zeros.
 // grid: one block a chunk of the norm. block: BLOCK threads.
-extern "C" __global__ void __launch_bounds__(BLOCK, 2)
+extern "C" __global__ void __launch_bounds__(BLOCK, 3)
     adamw_full(const TensorRow* rows, const Chunk* chunks, const StepScalars* table, const FullParams f, Sums* sums) {
     const Chunk chunk = chunks[blockIdx.x];
     const TensorRow t = rows[chunk.tensor];

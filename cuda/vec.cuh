@@ -2,7 +2,6 @@
 // rounding of the 16-bit formats.
 #pragma once
 #include "rounding.cuh"
-#include "variants.cuh"
 
 // LANES consecutive values as they lie in memory: enough room for f32.
 template <u32 LANES>
@@ -40,20 +39,17 @@ DEVICE void store(u64 address, u8 dtype, f32 x) {
 // A load is split into `fetch`, which only moves bytes, and `unpack`, so that every array's bytes are on their way
 // before the first of them is needed.
 
-DEVICE uint4 load16(const uint4* from) {
-#if STREAM_LOADS && (defined(__CUDACC__) || defined(__CUDACC_RTC__))
-    return __ldcs(from);
-#else
-    return *from;
-#endif
-}
-
 template <u32 LANES>
 DEVICE Raw<LANES> fetch_aligned(u64 address, u8 dtype) {
     Raw<LANES> raw;
+    if (LANES == 4 && dtype != F32) {
+        const uint2 words = *global<const uint2>(address);
+        raw.at[0] = make_uint4(words.x, words.y, 0, 0);
+        return raw;
+    }
     const uint4* const from = global<const uint4>(address);
-    raw.at[0] = load16(from);
-    if (LANES == 8 && dtype == F32) raw.at[LANES / 4 - 1] = load16(from + 1);
+    raw.at[0] = from[0];
+    if (LANES == 8 && dtype == F32) raw.at[LANES / 4 - 1] = from[1];
     return raw;
 }
 
@@ -105,10 +101,10 @@ DEVICE u32 pair16(u8 dtype, f32 low, f32 high) {
 }
 
 // One store. Said to the compiler, because it makes four of it where it has the same words for another store.
-DEVICE void store16(uint4* to, uint4 words) {
+template <class Words>
+DEVICE void store_words(Words* to, Words words) {
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-    if constexpr (STREAM_STORES) __stcs(to, words);
-    else __stwb(to, words);
+    __stwb(to, words);
 #else
     *to = words;
 #endif
@@ -116,14 +112,15 @@ DEVICE void store16(uint4* to, uint4 words) {
 
 template <u32 LANES>
 DEVICE void store_aligned(u64 address, u8 dtype, const f32* x) {
-    uint4* const to = global<uint4>(address);
-    if (LANES == 8 && dtype != F32) {
-        store16(to, make_uint4(pair16(dtype, x[0], x[1]), pair16(dtype, x[2], x[3]), pair16(dtype, x[LANES - 4], x[LANES - 3]),
-                               pair16(dtype, x[LANES - 2], x[LANES - 1])));
-    } else {
+    if (dtype == F32) {
 #pragma unroll
-        for (u32 i = 0; i < LANES / 4; i++) store16(to + i, as_uint4(x + 4 * i));
+        for (u32 i = 0; i < LANES / 4; i++) store_words(global<uint4>(address) + i, as_uint4(x + 4 * i));
+        return;
     }
+    const uint2 low = make_uint2(pair16(dtype, x[0], x[1]), pair16(dtype, x[2], x[3]));
+    if (LANES == 4) return store_words(global<uint2>(address), low);
+    const uint2 high = make_uint2(pair16(dtype, x[LANES - 4], x[LANES - 3]), pair16(dtype, x[LANES - 2], x[LANES - 1]));
+    store_words(global<uint4>(address), make_uint4(low.x, low.y, high.x, high.y));
 }
 
 template <u32 LANES>

@@ -11,6 +11,7 @@ use crate::cuda_device::CudaDevice;
 use crate::cuda_table::{Table, refuse_capture, upload_changed, while_doing};
 use crate::error::Result;
 use crate::kernels::Kernel;
+use crate::plan::Plan;
 use crate::table::{Chunk, INLINE_SCALARS, InlineScalars, StepScalars, SumRow, TensorRow};
 use cudarc::driver::{CudaFunction, LaunchConfig, PushKernelArg};
 use std::sync::Arc;
@@ -24,8 +25,6 @@ pub(crate) struct Launcher {
     device: Arc<CudaDevice>,
     chunks: Table<Chunk>,
     blocks: u32,
-    /// Blocks of an update: as many, unless it is tuned.
-    grid: u32,
     rows: Table<TensorRow>,
     /// No other rows have been made since those of `rows` were uploaded.
     is_uploaded: bool,
@@ -40,15 +39,13 @@ pub(crate) struct Launcher {
 impl Launcher {
     pub(crate) fn new(device: &Arc<CudaDevice>, lens: Vec<u64>) -> Result<Self> {
         let tensors = lens.len();
-        let list: Vec<Chunk> = device.geometry.plan(lens).chunks().collect();
-        // 2^40 elements in chunks of 1,024 and more, and fewer tensors than a u32 counts.
+        let list: Vec<Chunk> = Plan::new(lens, device.chunk_len).chunks().collect();
+        // 2^40 elements in chunks of 1,024, and fewer tensors than a u32 counts.
         let blocks = u32::try_from(list.len()).unwrap_or(u32::MAX);
-        let list = device.geometry.table(list);
         Ok(Self {
             device: device.clone(),
             chunks: Table::of(&device.stream, &list, "upload the table of chunks")?,
             blocks,
-            grid: device.geometry.grid(blocks),
             rows: Table::zeros(&device.stream, tensors, "allocate the table of tensors")?,
             is_uploaded: false,
             update: None,
@@ -157,7 +154,7 @@ impl Launcher {
         }
         let mut launch = self.device.stream.launch_builder(update);
         launch.arg(&self.rows.address).arg(&self.chunks.address).arg(&table).arg(inlined);
-        let grid = LaunchConfig { grid_dim: (self.grid, 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 };
+        let grid = LaunchConfig { grid_dim: (self.blocks, 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 };
         // SAFETY: the arguments are those of the kernels in cuda/adamw.cu, in type and order, and the structs are
         // their twins (src/twins.rs). One block a chunk; every chunk lies in its tensor (src/plan.rs, tested), and its
         // tensor's row names arrays as long as that, in order on this stream (the caller's promise); scalars are

@@ -6,8 +6,8 @@ use crate::error::{Error, Result};
 use crate::kernels::{Kernel, Kernels};
 use crate::table::TensorRow;
 use crate::tensor::Dtype;
-use crate::tuning::{Geometry, Tuning};
-use cudarc::driver::sys::{CUdevice_attribute, CUresult};
+use crate::tuning::Tuning;
+use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, SyncOnDrop};
 use std::collections::HashSet;
 use std::fmt;
@@ -46,7 +46,8 @@ fn probe_driver() -> Result<()> {
 pub(crate) struct CudaDevice {
     pub(crate) stream: Arc<CudaStream>,
     kernels: Kernels,
-    pub(crate) geometry: Geometry,
+    /// Elements of a chunk of an update, at most.
+    pub(crate) chunk_len: u32,
     name: String,
 }
 
@@ -54,13 +55,10 @@ impl CudaDevice {
     pub(crate) fn new(stream: &Arc<CudaStream>, tuning: Tuning<'_>) -> Result<Self> {
         let context = stream.context();
         let kernels = Kernels::new(context, tuning.ptx)?;
-        let multiprocessors = context
-            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-            .map_err(while_doing("ask for the number of multiprocessors"))?;
         Ok(Self {
             stream: stream.clone(),
             kernels,
-            geometry: Geometry::new(u32::try_from(multiprocessors).unwrap_or(1), tuning),
+            chunk_len: tuning.chunk_len(),
             name: context.name().map_err(while_doing("ask for the name of the device"))?,
         })
     }
@@ -75,7 +73,12 @@ impl CudaDevice {
 
     /// The plain update of these rows.
     pub(crate) fn update_of(&self, rows: &[TensorRow]) -> Result<&CudaFunction> {
-        self.kernel(if rows.iter().all(is_plain_f32) { Kernel::AdamwF32 } else { Kernel::AdamwMixed })
+        self.kernel(match uniform_dtype(rows) {
+            Some(Dtype::F32) => Kernel::AdamwF32,
+            Some(Dtype::BF16) => Kernel::AdamwBf16,
+            Some(Dtype::F16) => Kernel::AdamwF16,
+            None => Kernel::AdamwMixed,
+        })
     }
 
     /// Two contexts of one device compare equal, but neither waits for the other: only the very same one will do.
@@ -121,8 +124,10 @@ fn keep_one_of_each_event(guards: &mut [SyncOnDrop<'_>]) {
     }
 }
 
-/// What `adamw_f32` can do.
-fn is_plain_f32(row: &TensorRow) -> bool {
-    let f32 = row.param_dtype() == Dtype::F32 && row.grad_dtype() == Dtype::F32;
-    !row.has_grad() || (f32 && row.vmax == 0)
+/// The one dtype of all parameters and gradients that are stepped, if there is no AMSGrad: what has a kernel of its own.
+fn uniform_dtype(rows: &[TensorRow]) -> Option<Dtype> {
+    let mut stepped = rows.iter().filter(|row| row.has_grad());
+    let dtype = stepped.clone().next().map_or(Dtype::F32, TensorRow::param_dtype);
+    let is_plain = |row: &TensorRow| row.param_dtype() == dtype && row.grad_dtype() == dtype && row.vmax == 0;
+    stepped.all(is_plain).then_some(dtype)
 }

@@ -1,5 +1,5 @@
 //! The kernels on a GPU, each in a module of its own that is loaded when the kernel is first needed: a driver compiles the
-//! PTX that it loads, all of it, and most lists need one kernel of seven.
+//! PTX that it loads, all of it, and most lists need one kernel of nine.
 
 use crate::cuda_table::{refuse_capture, while_doing};
 use crate::error::{Error, Result};
@@ -18,6 +18,10 @@ pub(crate) const PTX_COMMITTED: &str = include_str!("../cuda/ptx/adamw.ptx");
 pub(crate) enum Kernel {
     /// Lists of f32 alone.
     AdamwF32,
+    /// Lists of bf16 alone.
+    AdamwBf16,
+    /// Lists of f16 alone.
+    AdamwF16,
     /// Every list.
     AdamwMixed,
     AdamwFull,
@@ -28,7 +32,17 @@ pub(crate) enum Kernel {
 }
 
 impl Kernel {
-    const ALL: [&str; 7] = ["adamw_f32", "adamw_mixed", "adamw_full", "grad_norm", "finalize", "collect", "accumulate"];
+    const ALL: [&str; 9] = [
+        "adamw_f32",
+        "adamw_bf16",
+        "adamw_f16",
+        "adamw_mixed",
+        "adamw_full",
+        "grad_norm",
+        "finalize",
+        "collect",
+        "accumulate",
+    ];
 }
 
 #[derive(Debug)]

@@ -54,19 +54,14 @@ pub(crate) fn first_too_many(lens: &[u64]) -> Option<(usize, u64)> {
     sums.enumerate().find(|&(_, sum)| sum > MAX_ELEMENTS)
 }
 
-/// A chunk length for `elements` on a GPU of `multiprocessors`: short enough that few blocks are left when the others
-/// have ended, if the list is long enough for that; long enough that a block's start and its tables are a small part of
-/// it. `plan/waves.rs` says how small both are.
+/// Elements of a chunk on a GPU: what a block of `cuda/adamw.cu` takes at once, 256 threads with 4 each. Blocks that take
+/// more, one round after the other, are slower (`benches/record/`): those that are at work at one time are then further
+/// apart in memory. A chunk's 16 bytes in the table are a tenth of a percent of its parameters and state.
 #[cfg(feature = "cuda")]
-pub(crate) fn gpu_chunk_len(elements: u64, multiprocessors: u32) -> u32 {
-    const SHORTEST: u64 = 1024; // four elements a thread
-    const LONGEST: u64 = 8 * 1024; // 16 + 56 bytes of tables to 224 KiB of traffic
-    const CHUNKS_A_MULTIPROCESSOR: u64 = 128; // 32 waves of four resident blocks: the last one is a small part
-    let wanted = elements / (u64::from(multiprocessors.max(1)) * CHUNKS_A_MULTIPROCESSOR);
-    #[expect(clippy::cast_possible_truncation, reason = "between two constants")]
-    let len = wanted.clamp(SHORTEST, LONGEST).next_power_of_two() as u32;
-    len
-}
+pub(crate) const GPU_CHUNK_LEN: u32 = 1024;
+#[cfg(feature = "cuda")]
+const _: () =
+    assert!(GPU_CHUNK_LEN.is_multiple_of(CHUNK_STEP) && MAX_ELEMENTS / (GPU_CHUNK_LEN as u64) < 1 << 31, "one grid");
 
 #[cfg(test)]
 mod tests {
@@ -117,19 +112,5 @@ mod tests {
         assert_eq!(first_too_many(&[1 << 39, 0, 1 << 39]), None);
         assert_eq!(first_too_many(&[1 << 39, 1 << 39, 1, 5]), Some((2, MAX_ELEMENTS + 1)));
         assert_eq!(first_too_many(&[7, u64::MAX]), Some((1, u64::MAX)));
-    }
-
-    #[cfg(feature = "cuda")]
-    #[test]
-    fn a_gpu_is_filled_by_a_million_elements_and_the_tables_stay_small() {
-        for multiprocessors in [0, 1, 24, 84, 108, 132, 1000] {
-            for elements in [0, 1, 1_000_000, 1 << 24, 8_000_000_000, MAX_ELEMENTS] {
-                let len = gpu_chunk_len(elements, multiprocessors);
-                assert!((1024..=8 * 1024).contains(&len) && len.is_multiple_of(CHUNK_STEP));
-                assert!(elements.div_ceil(len.into()) <= i32::MAX as u64, "one grid");
-            }
-        }
-        assert!(1_000_000 / gpu_chunk_len(1_000_000, 132) > 4 * 132);
-        assert_eq!(gpu_chunk_len(8_000_000_000, 132), 8 * 1024);
     }
 }

@@ -8,7 +8,7 @@ use fused_adamw::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use fused_adamw::{AdamW, AdamWConfig, Device, Error, StepOptions};
 
 const TENSORS: [usize; 4] = [1, 100, 1_000, 10_000];
-const ROUNDS: usize = 101;
+const ROUNDS: usize = 21;
 /// Steps that are timed together: fewer than a GPU's queue holds.
 const TOGETHER: u32 = 20;
 

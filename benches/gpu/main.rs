@@ -10,7 +10,7 @@
 //! | `clock.rs` | how a time is taken |
 //! | `work.rs` | what is timed: a copy, and a step of a list |
 //! | `host.rs`, `start.rs` | what a step costs the host, and what a process pays once |
-//! | `variants.rs` | other constants, chunks and grids, and what is expected of each: data |
+//! | `variants.rs` | other constants and chunks, and what is expected of each: data |
 //! | `nvrtc.rs`, `vary.rs`, `bits.rs` | these compiled, timed, and first compared with the CPU |
 //! | `rows.rs` | what is measured, as JSON |
 //! | `report.rs`, `table.rs` | the parts of a run and their rows → `report.json`, `report.md` |
@@ -64,8 +64,8 @@ enum Command {
     Step { lists: PathBuf },
     /// Measures the time of the call, for lists of 1 to 10,000 tensors
     Host,
-    /// Compares a step of a tensor of more than 2^32 elements with the CPU's
-    Far,
+    /// Compares steps of random bits, and of a tensor of more than 2^32 elements, with the CPU's
+    Bits,
     /// Measures the first steps of a process
     Start,
     /// Compiles the variants of the kernels into a folder
@@ -84,7 +84,10 @@ fn main() -> Result<()> {
         Some(Command::Facts) => work::facts(&Device::cuda_at(0)?)?.print(),
         Some(Command::Copy) => work::copies(&Device::cuda_at(0)?, small),
         Some(Command::Host) => host::print(small),
-        Some(Command::Far) => bits::far(&Device::cuda_at(0)?, small),
+        Some(Command::Bits) => {
+            let device = Device::cuda_at(0)?;
+            bits::random(&device, small).and_then(|()| bits::far(&device, small))
+        }
         Some(Command::Start) => start::print(),
         Some(Command::Lists { file }) => {
             let free = work::facts(&Device::cuda_at(0)?)?.free_bytes;

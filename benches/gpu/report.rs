@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::rows::{Copied, FOREACH, FUSED, Facts, Failed, OURS, Peer, Row, Step, Varied};
+use crate::rows::{Copied, Facts, Failed, OURS, PEERS, Peer, Row, Step, Varied};
 use crate::table;
 
 /// Of a log no more than this is kept, from its end.
@@ -48,13 +48,10 @@ pub(crate) struct Part {
 pub(crate) struct Compared {
     /// Before the peer and after it.
     pub(crate) ours: Vec<Step>,
-    pub(crate) fused: Option<Step>,
-    pub(crate) foreach: Option<Step>,
     /// Of the bandwidth of the fastest copy; the mean of ours.
     pub(crate) share_of_copy: Option<f64>,
-    /// The peer's median over the mean of ours.
-    pub(crate) fused_ratio: Option<f64>,
-    pub(crate) foreach_ratio: Option<f64>,
+    /// In the order of [`PEERS`]; each with its median over the mean of ours.
+    pub(crate) peers: Vec<(Step, Option<f64>)>,
 }
 
 pub(crate) fn write(folder: &Path) -> Result<()> {
@@ -131,24 +128,18 @@ fn compare(mut steps: Vec<Step>, copy_gb_per_s: Option<f64>) -> Vec<Compared> {
 
 impl Compared {
     fn new(steps: Vec<Step>, copy_gb_per_s: Option<f64>) -> Self {
-        let by = |by| steps.iter().find(|step| step.by == by).cloned();
-        let (fused, foreach) = (by(FUSED), by(FOREACH));
-        let ours: Vec<_> = steps.into_iter().filter(|step| step.by == OURS).collect();
+        let by = |by: &str| steps.iter().find(|step| step.by == by).cloned();
+        let ours: Vec<_> = steps.iter().filter(|step| step.by == OURS).cloned().collect();
         let our_ms = mean(ours.iter().map(|step| step.ms.median));
-        let ratio = |peer: &Option<Step>| Some(peer.as_ref()?.ms.median / our_ms?);
-        Self {
-            share_of_copy: mean(ours.iter().map(Step::gb_per_s)).zip(copy_gb_per_s).map(|(step, copy)| step / copy),
-            fused_ratio: ratio(&fused),
-            foreach_ratio: ratio(&foreach),
-            ours,
-            fused,
-            foreach,
-        }
+        let ratio = |peer: &Step| our_ms.map(|ours| peer.ms.median / ours);
+        let peers = PEERS.into_iter().filter_map(by).map(|peer| (peer.clone(), ratio(&peer))).collect();
+        let share_of_copy = mean(ours.iter().map(Step::gb_per_s)).zip(copy_gb_per_s).map(|(step, copy)| step / copy);
+        Self { ours, share_of_copy, peers }
     }
 
     /// Whoever has stepped it.
     pub(crate) fn any(&self) -> Option<&Step> {
-        self.ours.first().or(self.fused.as_ref()).or(self.foreach.as_ref())
+        self.ours.first().or(self.peers.first().map(|(peer, _)| peer))
     }
 }
 

@@ -9,8 +9,7 @@ use crate::variants::Variant;
 /// We, in a row.
 pub(crate) const OURS: &str = "fused-adamw";
 /// The peers, as they call themselves.
-pub(crate) const FUSED: &str = "PyTorch fused";
-pub(crate) const FOREACH: &str = "PyTorch foreach";
+pub(crate) const PEERS: [&str; 3] = ["PyTorch fused", "PyTorch fused, f32 masters", "PyTorch foreach"];
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "row", rename_all = "snake_case")]

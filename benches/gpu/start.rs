@@ -6,10 +6,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use fused_adamw::Device;
 use fused_adamw::cudarc::driver::CudaContext;
-use half::bf16;
 
-use crate::suite::List;
-use crate::work::Case;
+use crate::suite::{List, MIXED};
+use crate::work::{Case, by_dtype};
 
 /// Of a list that costs no time itself.
 const LENGTHS: [usize; 2] = [1_000, 10];
@@ -17,7 +16,7 @@ const LENGTHS: [usize; 2] = [1_000, 10];
 pub(crate) fn print() -> Result<()> {
     let context = timed("context", || Ok(CudaContext::new(0)?))?;
     let device = timed("device", || Ok(Device::cuda(&context.default_stream())?))?;
-    let steps = [("", "f32"), ("", "bf16"), (", clipped", "f32"), (", with metrics", "f32")];
+    let steps = [("", "f32"), ("", "bf16"), ("", MIXED), (", clipped", "f32"), (", with metrics", "f32")];
     for (beside, dtype) in steps {
         let list = List::new(beside, dtype, LENGTHS.into());
         for time in ["first", "next"] {
@@ -30,10 +29,7 @@ pub(crate) fn print() -> Result<()> {
 
 /// Of a new optimizer, waited for.
 fn step(device: &Device, list: &List) -> Result<()> {
-    match list.dtype.as_str() {
-        "bf16" => Case::new(device, list, bf16::from_f32)?.step()?,
-        _ => Case::new(device, list, |x| x)?.step()?,
-    }
+    by_dtype!(list, |param, grad| Case::new(device, list, param, grad)?.step()?);
     Ok(device.stream().context("a GPU has a stream")?.synchronize()?)
 }
 

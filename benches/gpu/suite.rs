@@ -13,7 +13,7 @@ const SMALL: usize = 10_000;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct List {
     pub(crate) name: String,
-    /// Of parameters and gradients: `f32` or `bf16`.
+    /// Of parameters and gradients: `f32`, `bf16`, or [`MIXED`].
     pub(crate) dtype: String,
     /// Of the whole list; `lengths` has those that fit, from the first on.
     pub(crate) of_tensors: usize,
@@ -42,8 +42,13 @@ impl List {
     /// f32: reads p, g, m, v; writes p, m, v. bf16: reads g and the master, m, v; writes p and these three. Clipped: reads g
     /// once more.
     pub(crate) fn bytes_an_element(&self) -> usize {
-        let grad = if self.dtype == "bf16" { 2 } else { 4 };
-        28 + if self.max_grad_norm.is_some() { grad } else { 0 }
+        let [param, grad] = match self.dtype.as_str() {
+            "f32" => [0, 4],
+            "bf16" => [2, 2],
+            _ => [2, 4],
+        };
+        let reads = if self.max_grad_norm.is_some() { 2 } else { 1 };
+        24 + param + grad * reads
     }
 
     /// The longest beginning of no more than `elements`.
@@ -75,6 +80,9 @@ impl fmt::Display for List {
     }
 }
 
+/// Parameters and gradients of two dtypes.
+pub(crate) const MIXED: &str = "bf16, f32 gradients";
+
 /// What is done beside the update, at the end of a list's name.
 const CLIPPED: &str = ", clipped";
 const MEASURED: &str = ", with metrics";
@@ -87,6 +95,7 @@ pub(crate) fn lists(free_bytes: usize, small: bool) -> Vec<List> {
         ("one of 256M", "f32", vec![256 << 20]),
         ("GPT-2 124M", "f32", lists::gpt2()),
         ("GPT-2 124M", "bf16", lists::gpt2()),
+        ("GPT-2 124M", MIXED, lists::gpt2()),
         ("GPT-2 124M, clipped", "f32", lists::gpt2()),
         ("GPT-2 124M, clipped", "bf16", lists::gpt2()),
         ("GPT-2 124M, with metrics", "f32", lists::gpt2()),

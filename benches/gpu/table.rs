@@ -1,7 +1,7 @@
 //! The report as a page to read.
 
-use crate::report::{Compared, Part, Report, mean};
-use crate::rows::{Copied, Quantiles, Step, Varied};
+use crate::report::{Part, Report, mean};
+use crate::rows::{Copied, PEERS, Quantiles, Step, Varied};
 use crate::variants::OWN;
 
 pub(crate) fn markdown(report: &Report) -> String {
@@ -58,7 +58,9 @@ fn copies(report: &Report) -> String {
 const HOW: &str = "Between two CUDA events, the host ahead of the GPU, the L2 cache flushed before each repeat, after \
 a warm-up: median (10th and 90th percentile). Ours was measured before PyTorch and after it; the share of the fastest \
 copy above and the ratios are of the mean of both. Bytes are what a step has to read and write for an element: with \
-bf16 parameters we keep an f32 master and f32 moments, PyTorch keeps bf16 moments and no master.";
+bf16 parameters we keep an f32 master and f32 moments, PyTorch keeps bf16 moments and no master; with f32 masters it \
+steps f32 copies of parameters and gradients, for which the gradients are widened before and the parameters narrowed \
+after the step.";
 
 fn device_times(report: &Report) -> String {
     let mut page = format!("\n## A step, on the device\n\n{HOW}\n\n");
@@ -67,8 +69,7 @@ fn device_times(report: &Report) -> String {
     for list in &report.lists {
         let share = list.share_of_copy.map_or(String::new(), |share| format!("{:.0}%", 100.0 * share));
         list.ours.iter().for_each(|step| page += &device_time(step, &share, None));
-        list.fused.iter().for_each(|step| page += &device_time(step, "", list.fused_ratio));
-        list.foreach.iter().for_each(|step| page += &device_time(step, "", list.foreach_ratio));
+        list.peers.iter().for_each(|(step, ratio)| page += &device_time(step, "", *ratio));
     }
     page
 }
@@ -91,15 +92,16 @@ fn device_time(step: &Step, share: &str, ratio: Option<f64>) -> String {
 
 fn host_times(report: &Report) -> String {
     let mut page = "\n## A step, on the host\n\nMicroseconds until the call returns; nothing is waited for.\n\n\
-                    | list | tensors | ours | ours again | PyTorch fused | PyTorch foreach |\n\
-                    | --- | --- | --- | --- | --- | --- |\n"
+                    | list | tensors | ours | ours again | "
         .to_owned();
+    page += &format!("{} |\n{}\n", PEERS.join(" | "), "| --- ".repeat(4 + PEERS.len()) + "|");
     let time = |step: Option<&Step>| step.map_or(String::new(), |step| microseconds(&step.host_us));
     for list in &report.lists {
-        let Compared { ours, fused, foreach, .. } = list;
         let Some(any) = list.any() else { continue };
-        let times = [ours.first(), ours.get(1), fused.as_ref(), foreach.as_ref()].map(time).join(" | ");
-        page += &format!("| {} {} | {} | {times} |\n", any.list, any.dtype, any.tensors);
+        let peer = |by: &&str| list.peers.iter().map(|(peer, _)| peer).find(|peer| peer.by == *by);
+        let steps = [list.ours.first(), list.ours.get(1)].into_iter().chain(PEERS.iter().map(peer));
+        let times: Vec<_> = steps.map(time).collect();
+        page += &format!("| {} {} | {} | {} |\n", any.list, any.dtype, any.tensors, times.join(" | "));
     }
     page += "\nOf tensors of 8 elements, by how streams are kept apart (events: cudarc's tracking), and of a step of \
              tensors that are named once (`step_prepared`):\n";

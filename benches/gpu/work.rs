@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
+use bytemuck::Pod;
 use fused_adamw::cudarc::driver::sys::{self, CUdevice_attribute};
 use fused_adamw::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
 use fused_adamw::{AdamW, AdamWConfig, Control, Device, Float};
-use half::bf16;
 
 use crate::clock::{Clock, Times};
 use crate::rows::{Copied, Facts, OURS, Step};
@@ -57,10 +57,8 @@ pub(crate) fn step(device: &Device, list: &List, small: bool) -> Result<Step> {
         1_000_000_000.. => 21,
         _ => 51,
     };
-    let Times { ms, host_us } = match list.dtype.as_str() {
-        "bf16" => Case::new(device, list, bf16::from_f32)?.measure(repeats, small)?,
-        _ => Case::new(device, list, |x| x)?.measure(repeats, small)?,
-    };
+    let Times { ms, host_us } =
+        by_dtype!(list, |param, grad| Case::new(device, list, param, grad)?.measure(repeats, small)?);
     Ok(Step {
         by: OURS.into(),
         list: list.name.clone(),
@@ -76,20 +74,46 @@ pub(crate) fn step(device: &Device, list: &List, small: bool) -> Result<Step> {
     })
 }
 
+/// `$work` with the functions that make parameters and gradients of the list's dtypes out of f32.
+macro_rules! by_dtype {
+    ($list:expr, |$param:ident, $grad:ident| $work:expr) => {{
+        let (f32, bf16): (fn(f32) -> f32, fn(f32) -> half::bf16) = (|x| x, half::bf16::from_f32);
+        match $list.dtype.as_str() {
+            "f32" => {
+                let ($param, $grad) = (f32, f32);
+                $work
+            }
+            "bf16" => {
+                let ($param, $grad) = (bf16, bf16);
+                $work
+            }
+            _ => {
+                let ($param, $grad) = (bf16, f32);
+                $work
+            }
+        }
+    }};
+}
+pub(crate) use by_dtype;
+
+/// What a tensor can be of.
+pub(crate) trait Element: Float + DeviceRepr + ValidAsZeroBits + Pod {}
+impl<T: Float + DeviceRepr + ValidAsZeroBits + Pod> Element for T {}
+
 /// A list on the GPU, with its optimizer.
-pub(crate) struct Case<T> {
+pub(crate) struct Case<P, G> {
     opt: AdamW,
-    params: Vec<CudaSlice<T>>,
-    grads: Vec<CudaSlice<T>>,
+    params: Vec<CudaSlice<P>>,
+    grads: Vec<CudaSlice<G>>,
 }
 
-impl<T: Float + DeviceRepr + ValidAsZeroBits> Case<T> {
-    pub(crate) fn new(device: &Device, list: &List, of: fn(f32) -> T) -> Result<Self> {
+impl<P: Element, G: Element> Case<P, G> {
+    pub(crate) fn new(device: &Device, list: &List, param: fn(f32) -> P, grad: fn(f32) -> G) -> Result<Self> {
         let (stream, lengths) = (stream_of(device), &list.lengths);
         Ok(Self {
             opt: optimizer(device, list)?,
-            params: filled(stream, lengths, |x| of(0.02 * x))?,
-            grads: filled(stream, lengths, |x| of(1e-3 * x))?,
+            params: filled(stream, lengths, |x| param(0.02 * x))?,
+            grads: filled(stream, lengths, |x| grad(1e-3 * x))?,
         })
     }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """PyTorch's AdamW, fused and foreach, on the lists of `gpu lists`: the rows of benches/gpu/rows.rs, timed as
-benches/gpu/clock.rs times ours.
+benches/gpu/clock.rs times ours. 16-bit lists are stepped as they are, with 16-bit moments, and with masters, as ours are.
 
     torch_adamw.py LISTS.json [--small] [--device cpu]
 
@@ -24,6 +24,9 @@ except (ImportError, OSError) as error:
     sys.exit(SKIPPED)
 
 
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
 def row(kind, **fields):
     print(json.dumps({"row": kind} | fields, separators=(",", ":")), flush=True)
 
@@ -44,7 +47,7 @@ class Clock:
             _, host_ms = self.once(1, work)
             warm += 1
         flush_ms, _ = self.once(0, self.flush.zero_)
-        flushes = next((n for n in range(1, MOST_FLUSHES) if n * flush_ms > host_ms), MOST_FLUSHES)
+        flushes = next((n for n in range(1, MOST_FLUSHES) if n * flush_ms > 2 * host_ms), MOST_FLUSHES)
         times = [self.once(flushes, work) for _ in range(repeats)]
         return quantiles([ms for ms, _ in times]), quantiles([1e3 * host_ms for _, host_ms in times])
 
@@ -80,27 +83,42 @@ def filled(lengths, scale, dtype, device):
     return tensors
 
 
-def step(of, dtype_name, implementation, clock, args):
-    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype_name]
-    params = filled(of["lengths"], 0.02, dtype, args.device)
-    for param, grad in zip(params, filled(of["lengths"], 1e-3, dtype, args.device)):
-        param.requires_grad_().grad = grad
-    optimizer = torch.optim.AdamW(params, **{implementation: True})
-    limit = of["max_grad_norm"]
+MASTERS = "fused, f32 masters"
+
+
+def stepper(params, grads, implementation, limit):
+    """A function that steps, and the bytes that it reads and writes for an element."""
+    masters = [param.float() for param in params] if implementation == MASTERS else params
+    gradients = [torch.empty_like(master) for master in masters] if implementation == MASTERS else grads
+    for master, gradient in zip(masters, gradients):
+        master.requires_grad_().grad = gradient
+    optimizer = torch.optim.AdamW(masters, **{"foreach" if implementation == "foreach" else "fused": True})
 
     def work():
+        if implementation == MASTERS:
+            torch._foreach_copy_(gradients, grads)
         if limit:
-            torch.nn.utils.clip_grad_norm_(params, limit)
+            torch.nn.utils.clip_grad_norm_(masters, limit)
         optimizer.step()
+        if implementation == MASTERS:
+            with torch.no_grad():
+                torch._foreach_copy_(params, masters)
 
+    # Reads p, g, m, v and writes p, m, v, all of one dtype. Clipping reads g, and then reads and writes it. Of masters, the
+    # gradients are widened before and the parameters narrowed after that.
+    width, narrow = masters[0].dtype.itemsize, params[0].dtype.itemsize
+    return work, (10 if limit else 7) * width + (2 * (width + narrow) if implementation == MASTERS else 0)
+
+
+def step(of, dtype_name, implementation, clock, args):
+    params, grads = (filled(of["lengths"], by, DTYPES[dtype_name], args.device) for by in (0.02, 1e-3))
+    work, bytes_an_element = stepper(params, grads, implementation, of["max_grad_norm"])
     elements = sum(of["lengths"])
     repeats = 3 if args.small else 21 if elements >= 1_000_000_000 else 51
     ms, host_us = clock.measure(repeats, work)
-    # Reads p, g, m, v and writes p, m, v, all of the parameter's dtype: it has no master. Clipping reads g, and then reads
-    # and writes it.
     row("step", by=f"PyTorch {implementation}", list=of["name"], dtype=dtype_name, tensors=len(of["lengths"]),
         elements=elements, of_tensors=of["of_tensors"], of_elements=of["of_elements"],
-        bytes_an_element=(10 if limit else 7) * dtype.itemsize, repeats=repeats, ms=ms, host_us=host_us)  # fmt: skip
+        bytes_an_element=bytes_an_element, repeats=repeats, ms=ms, host_us=host_us)  # fmt: skip
 
 
 def main():
@@ -114,10 +132,11 @@ def main():
         sys.exit(SKIPPED)
     row("peer", version=f"PyTorch {torch.__version__}")
     with open(args.lists) as file:
-        lists = [of for of in json.load(file) if of["lengths"] and not of["metrics"]]  # it measures nothing
+        # It measures nothing, and steps no mixture of dtypes.
+        lists = [of for of in json.load(file) if of["lengths"] and not of["metrics"] and of["dtype"] in DTYPES]
     clock = Clock(args.device, args.small)
     for of in lists:
-        for implementation in ("fused", "foreach"):
+        for implementation in ("fused", "foreach") if of["dtype"] == "f32" else ("fused", "foreach", MASTERS):
             try:
                 step(of, of["dtype"], implementation, clock, args)
             except torch.cuda.OutOfMemoryError:

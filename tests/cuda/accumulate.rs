@@ -48,7 +48,7 @@ fn a_pass_is_one_launch_and_no_copy_when_the_addresses_are_the_same() {
 
 #[test]
 fn of_a_list_without_elements() {
-    emulated(&[], || {
+    each_driver(|| {
         let mut twins = Twins::new(&[AdamWConfig::default()], [Shape::f32(0); 3]);
         let Twins { gpu, tensors, .. } = &mut twins;
         gpu.accumulate(tensors.iter().map(|t| t.gpu_grad(true))).unwrap();

@@ -129,11 +129,11 @@ fn a_step_is_at_most_three_launches_and_no_other_call() {
     });
 }
 
-// Parameter, gradient, m, v; three of them back; and for the norm the gradient once more. Up to 5 thousandths for the tables.
+// Parameter, gradient, m, v; three of them back; and for the norm the gradient once more. Up to 12 thousandths for the tables,
+// of which each block of 1,024 elements reads its rows.
 #[test]
 fn bytes_an_element_by_the_kernels_own_loads_and_stores() {
-    // In chunks as long as those of a long list.
-    emulated(&[("EMULATED_MULTIPROCESSORS", "1")], || {
+    emulated(&[], || {
         const LEN: u64 = 1 << 20;
         let clip = Some(Control { max_grad_norm: Some(1.0), ..control(NonFinite::SkipStep) });
         for (param, grad, control, bytes) in [
@@ -153,7 +153,7 @@ fn bytes_an_element_by_the_kernels_own_loads_and_stores() {
                 return; // the emulator is then not told of accesses
             }
             let more = (loads + stores).checked_sub(bytes * LEN).expect("every element is read and written");
-            assert!(more * 1000 <= bytes * LEN * 5, "{more} bytes more than {bytes} an element: {loads} and {stores}");
+            assert!(more * 1000 <= bytes * LEN * 12, "{more} bytes more than {bytes} an element: {loads} and {stores}");
         }
     });
 }

@@ -31,18 +31,6 @@ pub(crate) fn emulated<F: FnOnce()>(switches: &[(&str, &str)], body: F) {
     }
 }
 
-/// Runs `body`, the whole of a test, on an emulated driver of other constants: each of `defines` is `NAME=VALUE`.
-pub(crate) fn emulated_with<F: FnOnce()>(defines: &[String], body: F) {
-    if env::var_os(CHILD).is_some() {
-        return body();
-    }
-    // Whether there can be one, and what is to be said if not.
-    match folder() {
-        Some(_) => run_child::<F>(&build(defines).unwrap(), &[]),
-        None => say_if_off::<F>(),
-    }
-}
-
 /// Runs `body`, the whole of a test, on the emulated driver and on the GPU of this machine.
 pub(crate) fn each_driver<F: Fn()>(body: F) {
     if env::var_os(CHILD).is_some() {
@@ -156,8 +144,7 @@ fn folder() -> Option<&'static Path> {
         return None;
     }
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let built =
-        FOLDER.get_or_init(|| build(&[]).map_err(|why| say(&format!("SKIPPED, no emulated driver: {why}"))).ok());
+    let built = FOLDER.get_or_init(|| build().map_err(|why| say(&format!("SKIPPED, no emulated driver: {why}"))).ok());
     let required = env::var_os("FUSED_ADAMW_REQUIRE_CXX").is_some();
     assert!(built.is_some() || !required, "no emulated driver");
     built.as_deref()
@@ -170,15 +157,15 @@ fn sources() -> [PathBuf; 2] {
     [folder("FUSED_ADAMW_TEST_DRIVER_SOURCES", "tests/driver"), folder("FUSED_ADAMW_TEST_CUDA", "cuda")]
 }
 
-fn build(defines: &[String]) -> Result<PathBuf, &'static str> {
+fn build() -> Result<PathBuf, &'static str> {
     let sources = sources();
     let cxx = cxx().ok_or("there is no C++ compiler")?;
     if !cfg!(target_os = "linux") || sources.iter().any(|folder| !folder.exists()) {
         return Err("this is not Linux, or not where the tests were built");
     }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder_name(&sources, defines));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder_name(&sources));
     fs::create_dir_all(&folder).unwrap();
-    let objects = OBJECTS.map(|object| Object::new(object, &folder, &sources, &cxx, defines));
+    let objects = OBJECTS.map(|object| Object::new(object, &folder, &sources, &cxx));
     let stale: Vec<_> = objects.iter().filter(|object| !object.is_current()).collect();
     if !stale.is_empty() || NAMES.iter().any(|name| !folder.join(name).exists()) {
         let children: Vec<_> = stale.iter().map(|object| object.compile(&folder).spawn().unwrap()).collect();
@@ -205,7 +192,7 @@ fn link(cxx: &str, folder: &Path) {
     NAMES.into_iter().for_each(|name| fs::rename(part(folder, name), folder.join(name)).unwrap());
 }
 
-fn folder_name(sources: &[PathBuf; 2], defines: &[String]) -> String {
+fn folder_name(sources: &[PathBuf; 2]) -> String {
     let mut name = String::from("emulated-driver");
     if sanitizer().is_some() {
         name += "-sanitized";
@@ -215,7 +202,6 @@ fn folder_name(sources: &[PathBuf; 2], defines: &[String]) -> String {
         sources.hash(&mut hasher);
         name += &format!("-{:016x}", hasher.finish());
     }
-    defines.iter().for_each(|define| name += &format!("-{define}"));
     name
 }
 
@@ -231,16 +217,9 @@ struct Object {
 }
 
 impl Object {
-    fn new(
-        (name, folders): (&'static str, usize),
-        folder: &Path,
-        sources: &[PathBuf; 2],
-        cxx: &str,
-        defines: &[String],
-    ) -> Self {
+    fn new((name, folders): (&'static str, usize), folder: &Path, sources: &[PathBuf; 2], cxx: &str) -> Self {
         let file = folder.join(name).with_extension("o");
-        let mut command = compile(cxx, sources, name);
-        command.args(defines.iter().map(|define| format!("-D{define}")));
+        let command = compile(cxx, sources, name);
         Self { name, file, made_of: sources[..folders].to_vec(), command }
     }
 

@@ -3,7 +3,7 @@
 use fused_adamw::{Error, NonFinite};
 
 use crate::controlled::{ALL, FLAGS, MODE, assert_same, capturable, control, set};
-use crate::driver::{each_driver, emulated};
+use crate::driver::each_driver;
 use crate::twins::{DTYPES, Shape, Twins};
 
 #[test]
@@ -38,7 +38,7 @@ fn fifty_replays_of_a_captured_step_are_fifty_steps() {
 
 #[test]
 fn a_step_is_captured_by_those_who_have_promised_what_it_takes() {
-    emulated(&[], || {
+    each_driver(|| {
         let mut twins = capturable([Shape::f32(30)]);
         twins.step();
         let stream = twins.gpu.device().stream().unwrap().clone();

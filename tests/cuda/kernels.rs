@@ -1,4 +1,4 @@
-//! Which kernels are loaded, and when: a driver compiles what it loads, and most lists need one kernel of seven.
+//! Which kernels are loaded, and when: a driver compiles what it loads, and most lists need one kernel of nine.
 
 use fused_adamw::cudarc::driver::CudaContext;
 use fused_adamw::cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
@@ -21,10 +21,12 @@ fn each_is_loaded_when_it_is_first_needed_and_once() {
         assert_eq!(live("modules"), 1, "f32");
         let mut mixed = twins(&device, Shape::new(9, Dtype::BF16, Dtype::F32));
         (0..2).for_each(|_| mixed.step());
-        assert_eq!(live("modules"), 2, "another dtype");
+        assert_eq!(live("modules"), 2, "two dtypes");
+        (0..2).for_each(|_| twins(&device, Shape::new(9, Dtype::BF16, Dtype::BF16)).step());
+        assert_eq!(live("modules"), 3, "another dtype");
         let clip = Control { max_grad_norm: Some(1.0), ..Control::default() };
         let metrics = Control { metrics: true, ..Control::default() };
-        for (control, modules) in [(Control::default(), 3), (clip, 4), (metrics, 6)] {
+        for (control, modules) in [(Control::default(), 4), (clip, 5), (metrics, 7)] {
             plain.gpu.set_control(Some(control.clone())).unwrap();
             plain.cpu.set_control(Some(control.clone())).unwrap();
             (0..2).for_each(|_| plain.step());
@@ -32,7 +34,7 @@ fn each_is_loaded_when_it_is_first_needed_and_once() {
             assert_eq!(live("modules"), modules, "{control:?}");
         }
         twins(&device, Shape::f32(3)).step();
-        assert_eq!(live("modules"), 6, "another optimizer");
+        assert_eq!(live("modules"), 7, "another optimizer");
     });
 }
 

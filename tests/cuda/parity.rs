@@ -43,10 +43,14 @@ fn steps(mut twins: Twins, steps: usize) {
     twins.assert_same();
 }
 
-// A list of f32 alone is the other kernel's, with lanes of 4; with AMSGrad it is not.
+// Such a list has a kernel of its own; with AMSGrad it has not.
 #[test]
-fn f32_of_every_length() {
-    each_driver(|| groups().into_iter().for_each(|group| steps(Twins::new(&[group], LENGTHS.map(Shape::f32)), 3)));
+fn one_dtype_of_every_length() {
+    each_driver(|| {
+        for (group, dtype) in groups().into_iter().flat_map(|group| DTYPES.map(|dtype| (group, dtype))) {
+            steps(Twins::new(&[group], LENGTHS.map(|len| Shape::new(len, dtype, dtype))), 3);
+        }
+    });
 }
 
 // A dtype taken for another, a tail of 16-bit elements, the master read before it was set.
@@ -175,10 +179,10 @@ fn a_tensor_that_missed_a_step_is_then_where_its_twin_was_before() {
 #[test]
 fn any_bits_whatsoever() {
     each_driver(|| {
-        let groups = groups();
-        for group in 0..groups.len() {
-            let shape = |(param, grad)| Shape { group, ..Shape::new(4000, param, grad) };
-            let mut twins = Twins::with_values(Values::Wild, &groups, dtype_pairs().map(shape));
+        let lists = [dtype_pairs().collect()].into_iter().chain(DTYPES.map(|dtype| vec![(dtype, dtype)]));
+        for (list, config) in lists.flat_map(|list| groups().map(|config| (list.clone(), config))) {
+            let shapes = list.into_iter().map(|(param, grad)| Shape::new(4000, param, grad));
+            let mut twins = Twins::with_values(Values::Wild, &[config], shapes);
             for grad_scale in [1.0, 1e-3, 1e30] {
                 twins.step_with(StepOptions { grad_scale }, |_| true);
                 twins.assert_same();
@@ -262,33 +266,6 @@ fn more_groups_and_step_counts_than_fit_into_the_arguments() {
                 twins.step();
                 twins.assert_same();
             }
-        }
-    });
-}
-
-// The chunks are as long as the GPU is small for the list, and the bits must not know it.
-#[test]
-fn a_chunk_may_have_any_length() {
-    let long = [300_000, 16_384, 65_537, 230_000, 8191].map(|len| Shape { param_at: 3, ..Shape::f32(len) });
-    let mixed = long.map(|shape| Shape { param: Dtype::BF16, grad_at: 1, ..shape });
-    // 620,112 elements in chunks of 1,024, 4,096 and 8,192.
-    for multiprocessors in ["1000", "2", "1"] {
-        emulated(&[("EMULATED_MULTIPROCESSORS", multiprocessors)], || {
-            steps(Twins::new(&[CONFIG], long), 2);
-            steps(Twins::new(&[CONFIG], mixed), 2);
-        });
-    }
-}
-
-// 14 chunks for each of 9 pairs, where the multiprocessor is to have 128: so the chunks are as long as the list says.
-#[test]
-fn every_pair_of_dtypes_around_every_length_of_a_chunk() {
-    emulated(&[("EMULATED_MULTIPROCESSORS", "1")], || {
-        for chunk in [1024, 2048, 4096, 8192] {
-            let lengths = [[chunk - 1, chunk, chunk + 1, 2 * chunk - 1, 2 * chunk + 1]; 2].concat();
-            let phased = |(i, shape)| Shape { param_at: i % 8, grad_at: i % 3, ..shape };
-            let shapes = lengths.into_iter().flat_map(|len| dtype_pairs().map(move |(p, g)| Shape::new(len, p, g)));
-            steps(Twins::new(&[CONFIG], shapes.enumerate().map(phased)), 2);
         }
     });
 }

@@ -4,7 +4,7 @@ use fused_adamw::cudarc::driver::CudaContext;
 use fused_adamw::cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
 use fused_adamw::{AdamWConfig, Control, Device, Dtype, Error, Result, StepOptions};
 
-use crate::driver::{calls, counts, emulated, fail};
+use crate::driver::{calls, counts, each_driver, emulated, fail};
 use crate::twins::{DTYPES, Shape, Twins, Values};
 
 const ALL: StepOptions = StepOptions { grad_scale: 1.0 };
@@ -38,7 +38,7 @@ fn step(twins: &mut Twins, has_grad: impl Fn(usize) -> bool) {
 
 #[test]
 fn prepared_steps_have_the_bits_of_ordinary_ones_on_the_cpu() {
-    emulated(&[], || {
+    each_driver(|| {
         for control in [None, Some(Control { max_grad_norm: Some(0.5), ..Default::default() })] {
             let mut twins = twins(30);
             [&mut twins.cpu, &mut twins.gpu].into_iter().for_each(|opt| opt.set_control(control.clone()).unwrap());
@@ -72,7 +72,7 @@ fn a_prepared_step_is_one_launch_however_long_the_list() {
 
 #[test]
 fn a_prepared_step_can_be_captured() {
-    emulated(&[], || {
+    each_driver(|| {
         let mut twins = twins(20);
         [&mut twins.cpu, &mut twins.gpu].into_iter().for_each(|opt| opt.set_control(Some(Control::default())).unwrap());
         prepare(&mut twins, |_| true);
@@ -124,7 +124,7 @@ fn a_controlled_step_of_other_addresses_copies_the_table_of_tensors_alone() {
 // No chunks: neither a norm nor an update can be launched. The step counts all the same.
 #[test]
 fn a_controlled_step_of_empty_tensors_counts() {
-    emulated(&[], || {
+    each_driver(|| {
         for metrics in [false, true] {
             let shapes = [Shape::f32(0), Shape::new(0, Dtype::BF16, Dtype::F16)];
             let mut twins = Twins::new(&[AdamWConfig::default()], shapes);

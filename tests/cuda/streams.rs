@@ -67,7 +67,7 @@ fn waits_come_before_the_launch_and_records_after_it_all_on_the_optimizers_strea
 // As another thread may at any time. The tensors that were looked at before have been given no event.
 #[test]
 fn a_stream_that_is_made_during_the_step_may_use_its_tensors_after_it() {
-    emulated(&[], || {
+    each_driver(|| {
         let context = CudaContext::new(0).unwrap();
         let stream = context.default_stream();
         let mut params = [1.0, 2.0].map(|x| stream.clone_htod(&[x; 30]).unwrap());
@@ -183,7 +183,7 @@ fn two_optimizers_each_on_its_stream() {
 // cudarc frees what lies on the default stream without waiting, once the last other stream is gone.
 #[test]
 fn an_optimizer_with_the_last_handle_of_its_stream_may_be_dropped_before_its_tensors() {
-    emulated(&[], || {
+    each_driver(|| {
         let context = CudaContext::new(0).unwrap();
         let (stream, default_stream) = (context.new_stream().unwrap(), context.default_stream());
         let [mut param, grad] = [1.0, 2.0].map(|x| default_stream.clone_htod(&[x; 10]).unwrap());

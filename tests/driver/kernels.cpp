@@ -30,18 +30,11 @@ static void one_block_a_chunk(const Arguments& arguments, const emulated::Geomet
     }
 }
 
-// The same; or, of a grid of a fixed size, at least one chunk and an empty one for each block.
-template <class Arguments>
-static void blocks_for_chunks(const Arguments& arguments, const emulated::Geometry& launch) {
-    if (!PERSISTENT) return one_block_a_chunk(arguments, launch);
-    if (emulated::allocated_bytes(std::get<1>(arguments)) <= launch.grid.x * sizeof(Chunk)) {
-        emulated::die("%u blocks, and not an empty chunk for each", launch.grid.x);
-    }
-}
-
 const emulated::Kernel emulated::kernels[] = {
-    CHECKED_KERNEL(adamw_f32, blocks_for_chunks),
-    CHECKED_KERNEL(adamw_mixed, blocks_for_chunks),
+    CHECKED_KERNEL(adamw_f32, one_block_a_chunk),
+    CHECKED_KERNEL(adamw_bf16, one_block_a_chunk),
+    CHECKED_KERNEL(adamw_f16, one_block_a_chunk),
+    CHECKED_KERNEL(adamw_mixed, one_block_a_chunk),
     CHECKED_KERNEL(adamw_full, one_block_a_chunk),
     CHECKED_KERNEL(grad_norm, one_block_a_chunk),
     KERNEL(finalize),

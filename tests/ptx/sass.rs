@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::ops::{Add, RangeInclusive};
 
+use super::text::Plain;
+
 #[derive(Debug)]
 struct Instruction<'a> {
     /// The predicate under which it is executed.
@@ -30,9 +32,6 @@ pub(crate) struct Accesses {
     pub(crate) wide_stores: usize,
     pub(crate) narrow_loads: usize,
     pub(crate) narrow_stores: usize,
-    /// Wide loads of what lies behind the 16 bytes of another one, under another condition than that one: the second
-    /// half of 8 elements of an array that may be f32. Where they are of 16 bits there is no second half.
-    pub(crate) second_halves: usize,
     pub(crate) generic: usize,
     pub(crate) local: usize,
     /// Not accesses, but they would hide some. ptxas's own subroutines are not counted.
@@ -40,6 +39,8 @@ pub(crate) struct Accesses {
 }
 
 pub(crate) struct Sass<'a> {
+    /// A thread goes through it once; through others it goes in rounds.
+    is_straight: bool,
     instructions: Vec<Instruction<'a>>,
     labels: HashMap<&'a str, usize>,
 }
@@ -49,7 +50,8 @@ impl<'a> Sass<'a> {
     pub(crate) fn of(text: &'a str, kernel: &str) -> Self {
         let (_, section) = text.split_once(&format!("\n.text.{kernel}:\n")).expect("the kernel's section");
         let section = section.split("\n//---").next().unwrap_or_default();
-        let mut sass = Self { instructions: Vec::new(), labels: HashMap::new() };
+        let is_straight = Plain::of(kernel).is_some() || kernel == "accumulate";
+        let mut sass = Self { is_straight, instructions: Vec::new(), labels: HashMap::new() };
         for line in section.lines().map(str::trim) {
             if let Some(label) = line.strip_suffix(':') {
                 sass.labels.insert(label, sass.instructions.len());
@@ -63,16 +65,7 @@ impl<'a> Sass<'a> {
 
     /// In all of it.
     pub(crate) fn accesses(&self) -> Accesses {
-        self.accesses_in(0..=self.instructions.len() - 1)
-    }
-
-    /// In the main loop.
-    pub(crate) fn accesses_a_round(&self) -> Option<Accesses> {
-        self.longest_loop().map(|body| self.accesses_in(body))
-    }
-
-    fn accesses_in(&self, range: RangeInclusive<usize>) -> Accesses {
-        let code = &self.instructions[range.clone()];
+        let code = &self.instructions;
         let all = |families: &[&str]| code.iter().filter(|access| families.contains(&access.family())).count();
         let wide = |family| code.iter().filter(|access| access.is_wide(family)).count();
         Accesses {
@@ -80,35 +73,26 @@ impl<'a> Sass<'a> {
             wide_stores: wide("STG"),
             narrow_loads: all(&["LDG"]) - wide("LDG"),
             narrow_stores: all(&["STG"]) - wide("STG"),
-            second_halves: range.filter(|&at| self.is_second_half(at)).count(),
             generic: all(&["LD", "ST", "ATOM"]),
             local: all(&["LDL", "STL"]),
             calls: code.iter().filter(|call| call.family() == "CALL" && !call.is_to_ptxas()).count(),
         }
     }
 
-    fn is_second_half(&self, at: usize) -> bool {
-        let second = &self.instructions[at];
-        let base = second.operands.strip_suffix("+0x10]").and_then(|operands| operands.rsplit('[').next());
-        let Some(base) = base.filter(|_| second.is_wide("LDG")) else { return false };
-        let is_first = |load: &Instruction<'_>| load.is_wide("LDG") && load.operands.ends_with(&format!("[{base}]"));
-        let Some(first) = self.instructions[..at].iter().rposition(is_first) else { return false };
-        let branches = self.instructions[first..at].iter().any(|between| between.family() == "BRA");
-        branches || self.instructions[first].guard != second.guard
-    }
-
-    /// What a thread executes, at most, in one round of the kernel's longest loop, where no slow path is called.
+    /// What a thread executes, at most, of a straight kernel, or in one round of the longest loop, where no slow path is
+    /// called.
     ///
-    /// It goes through the loop from its end to its start; each instruction's longest way to the end is itself and the
-    /// longest way of those that may follow it. A call has no way.
-    pub(crate) fn longest_round(&self) -> Option<Census> {
-        let body = self.longest_loop()?;
+    /// From the end to the start; each instruction's longest way to the end is itself and the longest way of those that
+    /// may follow it. A call has no way.
+    pub(crate) fn longest_way(&self) -> Option<Census> {
+        let body = if self.is_straight { 0..=self.instructions.len() - 1 } else { self.longest_loop()? };
         let mut ways: Vec<Option<Census>> = vec![None; self.instructions.len()];
         for at in body.clone().rev() {
             let instruction = &self.instructions[at];
             let followers = self.followers(at).into_iter().filter(|next| (at + 1..=*body.end()).contains(next));
             let rest = followers.filter_map(|next| ways[next]).max_by_key(Census::all);
-            let rest = if at == *body.end() { Some(Census::default()) } else { rest };
+            let ends = if self.is_straight { instruction.family() == "EXIT" } else { at == *body.end() };
+            let rest = if ends { rest.or(Some(Census::default())) } else { rest };
             ways[at] = rest.filter(|_| instruction.family() != "CALL").map(|rest| rest + instruction.census());
         }
         ways[*body.start()]
@@ -200,9 +184,8 @@ impl Add for Census {
 }
 
 #[test]
-fn the_longest_round_takes_the_longer_branch_and_no_slow_path() {
-    let text = "
-.text.k:
+fn the_longest_way_takes_the_longer_branch_and_no_slow_path() {
+    let code = "
         /*0000*/                   LDG.E.128 R0, desc[UR4][R2.64] ;
 .L_x_0:
         /*0010*/               @P0 BRA `(.L_x_1) ;
@@ -222,9 +205,12 @@ fn the_longest_round_takes_the_longer_branch_and_no_slow_path() {
 .L_x_4:
         /*00c0*/                   BRA `(.L_x_4);
 ";
-    let sass = Sass::of(text, "k");
-    assert_eq!(sass.longest_round(), Some(Census { float: 2, integer: 0, memory: 1, control: 4 }));
-    let round = sass.accesses_a_round().map(|round| (round.wide_loads, round.narrow_stores, round.calls));
-    assert_eq!(round, Some((0, 1, 0)));
-    assert_eq!(sass.accesses().wide_loads, 1);
+    let of = |kernel: &str| format!("\n.text.{kernel}:{code}");
+    let a_round = Sass::of(&of("k"), "k").longest_way();
+    assert_eq!(a_round, Some(Census { float: 2, integer: 0, memory: 1, control: 4 }));
+    let text = of("adamw_f32");
+    let straight = Sass::of(&text, "adamw_f32");
+    assert_eq!(straight.longest_way(), Some(Census { float: 2, integer: 0, memory: 2, control: 5 }));
+    let accesses = straight.accesses();
+    assert_eq!((accesses.wide_loads, accesses.narrow_stores, accesses.calls), (1, 1, 0));
 }

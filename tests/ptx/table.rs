@@ -10,7 +10,7 @@ use super::assemble::{NEWEST, OLDEST, Ptxas, Usage, compilers};
 use super::occupancy::occupancy;
 use super::rules::budget;
 use super::sass::{Accesses, Census, Sass};
-use super::text::{kernels, lanes, launch_bounds};
+use super::text::{LANES, Plain, kernels, launch_bounds};
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda/ptx/resources.txt");
 
@@ -20,14 +20,15 @@ from sm_90 on); the blocks and warps that one multiprocessor holds at once, and 
 ";
 const ACCESSES: &str = "
 Instructions for sm_90 that access global memory, 16 bytes at a time (for f32, bf16 and f16) and fewer (table rows,
-scalars, arrays off a 16-byte boundary, the few elements before and after the vectors). Second: 16-byte loads that 8
-elements of f32 take and 8 of 16 bits do not. Generic and local accesses. Calls, but for slow paths of / and sqrt.
+scalars, 4 elements of 16 bits, arrays off a boundary, the few elements before and after the vectors). Generic and
+local accesses. Calls, but for slow paths of / and sqrt.
 ";
-/// Kernels whose main loop takes 8 elements a round, and that have no budget.
-const BY_EIGHTS: [&str; 3] = ["accumulate", "adamw_full", "grad_norm"];
+/// Others than those of the plain step, with the elements that a thread takes, or takes in a round of the main loop.
+const OTHERS: [(&str, usize); 3] = [("accumulate", 4), ("adamw_full", 8), ("grad_norm", 8)];
 const INSTRUCTIONS: &str = "
-Instructions an element, for sm_90: the longest way through the main loop (all dtypes, alignments and options) that takes
-no slow path of / or sqrt. Float and integer together, the arithmetic, have a budget in the kernels of a plain step.
+Instructions an element, for sm_90: the longest way (all dtypes, alignments and options) that takes no slow path of / or
+sqrt, through the main loop of adamw_full and grad_norm, and through all of the others, with 4 elements and one of the
+tail. Float and integer together, the arithmetic, have a budget in the kernels of a plain step.
 ";
 
 #[test]
@@ -77,29 +78,27 @@ fn figures(sm: u32, usage: &Usage) -> [String; 9] {
 }
 
 fn accesses(codes: &[(&str, Sass<'_>)]) -> String {
-    let mut table = row("", ["LDG.128", "STG.128", "LDG", "STG", "second", "generic", "local", "calls"]);
+    let mut table = row("", ["LDG.128", "STG.128", "LDG", "STG", "generic", "local", "calls"]);
     for (kernel, sass) in codes {
         table += &row(kernel, counts(&sass.accesses()));
-        if let Some(round) = sass.accesses_a_round().filter(|_| lanes(kernel).is_some()) {
-            table += &row("  its main loop", counts(&round));
-        }
     }
     table
 }
 
-fn counts(of: &Accesses) -> [usize; 8] {
-    let Accesses { wide_loads, wide_stores, narrow_loads, narrow_stores, second_halves, generic, local, calls } = *of;
-    [wide_loads, wide_stores, narrow_loads, narrow_stores, second_halves, generic, local, calls]
+fn counts(of: &Accesses) -> [usize; 7] {
+    let Accesses { wide_loads, wide_stores, narrow_loads, narrow_stores, generic, local, calls } = *of;
+    [wide_loads, wide_stores, narrow_loads, narrow_stores, generic, local, calls]
 }
 
 fn instructions(codes: &[(&str, Sass<'_>)]) -> String {
     let mut table = row("", ["float", "integer", "float+int", "budget", "memory", "control", "all"]);
     for (kernel, sass) in codes {
-        let budgeted = lanes(kernel);
-        let Some(lanes) = budgeted.or(BY_EIGHTS.contains(kernel).then_some(8)) else { continue };
-        let round = sass.longest_round().expect("a loop");
+        let plain = Plain::of(kernel);
+        let other = OTHERS.iter().find_map(|&(other, lanes)| (other == *kernel).then_some(lanes));
+        let Some(lanes) = plain.map(|_| LANES).or(other) else { continue };
+        let round = sass.longest_way().expect("a way");
         let Census { float, integer, memory, control } = round;
-        let budget = budgeted.map_or("-".to_owned(), |lanes| per_element(budget(lanes) * lanes, lanes));
+        let budget = plain.map_or("-".to_owned(), |plain| per_element(budget(plain) * lanes, lanes));
         let [float, integer, arithmetic, memory, control, all] =
             [float, integer, round.arithmetic(), memory, control, round.all()].map(|count| per_element(count, lanes));
         table += &row(kernel, [float, integer, arithmetic, budget, memory, control, all]);

@@ -2,9 +2,6 @@
 
 use std::collections::BTreeMap;
 
-const ADAMW_CU: &str = include_str!("../../cuda/adamw.cu");
-const VARIANTS_CUH: &str = include_str!("../../cuda/variants.cuh");
-
 /// The names of the kernels, in the order of the text.
 pub(crate) fn kernels(ptx: &str) -> Vec<&str> {
     let names = ptx.lines().filter_map(|line| line.strip_prefix(".visible .entry ")?.strip_suffix('('));
@@ -61,12 +58,23 @@ pub(crate) fn opcodes<'a>(ptx: &'a str, kernel: &str) -> BTreeMap<&'a str, usize
     counts
 }
 
-/// The elements that one thread of a kernel updates at a time; none if the kernel updates no elements.
-pub(crate) fn lanes(kernel: &str) -> Option<usize> {
-    let (_, after) = ADAMW_CU.split_once(&format!(" {kernel}("))?;
-    let body = after.split("__global__").next().unwrap_or_default();
-    let (_, lanes) = body.split_once("update_chunk<")?;
-    let lanes = lanes.split_once('>').expect("a template argument").0;
-    let constant = VARIANTS_CUH.lines().find_map(|line| line.strip_prefix("#define ")?.strip_prefix(lanes));
-    Some(constant.unwrap_or(lanes).trim().parse().expect("a number"))
+/// The elements that one thread of the plain step's kernels updates at a time: `LANES` of `cuda/adamw.cu`.
+pub(crate) const LANES: usize = 4;
+
+/// What a kernel of the plain step is compiled for: lists of one dtype, or any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plain {
+    F32,
+    Bf16,
+    F16,
+    Mixed,
+}
+
+impl Plain {
+    /// None if the kernel is not one of them.
+    pub(crate) fn of(kernel: &str) -> Option<Self> {
+        let plain = [("f32", Self::F32), ("bf16", Self::Bf16), ("f16", Self::F16), ("mixed", Self::Mixed)];
+        let name = kernel.strip_prefix("adamw_")?;
+        plain.into_iter().find_map(|(of, plain)| (of == name).then_some(plain))
+    }
 }
