@@ -8,5 +8,5 @@
 #define UNIFORM_BLOCKS 6
 #endif
 #ifndef MIXED_BLOCKS
-#define MIXED_BLOCKS 4
+#define MIXED_BLOCKS 5
 #endif

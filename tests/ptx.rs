@@ -125,7 +125,9 @@ fn spelled_out(name: &str, plain: Plain) -> RangeInclusive<usize> {
     // in a skipped step; the parameter is narrowed, twice over in the vector's, where it may be aligned or not, unless a
     // compiler does that before it asks.
     let has_f16 = usize::from([Plain::F16, Plain::Mixed].contains(&plain));
-    let others = bodies * update + has_f16 * (2 * bodies + 1) * from_f16;
+    // Of a mixed list bf16 goes its own way.
+    let ways = if plain == Plain::Mixed { 2 } else { 1 };
+    let others = ways * bodies * update + has_f16 * (2 * bodies + 1) * from_f16;
     others + has_f16 * bodies * to_f16..=others + has_f16 * (bodies + LANES) * to_f16
 }
 

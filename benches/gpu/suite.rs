@@ -23,6 +23,8 @@ pub(crate) struct List {
     pub(crate) max_grad_norm: Option<f64>,
     /// The step measures itself.
     pub(crate) metrics: bool,
+    /// No step, but a pass that adds the gradients to those of passes before.
+    pub(crate) accumulates: bool,
 }
 
 impl List {
@@ -35,6 +37,7 @@ impl List {
             of_elements: lengths.iter().sum(),
             max_grad_norm: name.ends_with(CLIPPED).then_some(1.0),
             metrics: name.ends_with(MEASURED),
+            accumulates: name.ends_with(ACCUMULATED),
             lengths,
         }
     }
@@ -47,6 +50,9 @@ impl List {
             "bf16" => [2, 2],
             _ => [2, 4],
         };
+        if self.accumulates {
+            return 8 + grad; // the sum, there and back
+        }
         let reads = if self.max_grad_norm.is_some() { 2 } else { 1 };
         24 + param + grad * reads
     }
@@ -68,7 +74,10 @@ impl List {
 
     /// Whether variants of the update are tried on it: neither too small to time nor too large for the time there is.
     pub(crate) fn is_varied(&self) -> bool {
-        self.max_grad_norm.is_none() && !self.metrics && (5_000_000..300_000_000).contains(&self.of_elements)
+        self.max_grad_norm.is_none()
+            && !self.metrics
+            && !self.accumulates
+            && (5_000_000..300_000_000).contains(&self.of_elements)
     }
 }
 
@@ -86,6 +95,7 @@ pub(crate) const MIXED: &str = "bf16, f32 gradients";
 /// What is done beside the update, at the end of a list's name.
 const CLIPPED: &str = ", clipped";
 const MEASURED: &str = ", with metrics";
+const ACCUMULATED: &str = ", gradients added";
 
 /// f32: parameter, gradient, m, v. bf16: parameter, gradient, and in f32 master, m, v.
 const BYTES_AN_ELEMENT: usize = 16;
@@ -99,6 +109,8 @@ pub(crate) fn lists(free_bytes: usize, small: bool) -> Vec<List> {
         ("GPT-2 124M, clipped", "f32", lists::gpt2()),
         ("GPT-2 124M, clipped", "bf16", lists::gpt2()),
         ("GPT-2 124M, with metrics", "f32", lists::gpt2()),
+        ("GPT-2 124M, gradients added", "f32", lists::gpt2()),
+        ("GPT-2 124M, gradients added", "bf16", lists::gpt2()),
         ("ResNet-50", "f32", lists::resnet50()),
         ("one of 1M", "f32", vec![1_000_000]),
         ("1,000 of 1,000", "f32", vec![1_000; 1_000]),

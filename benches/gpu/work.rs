@@ -103,6 +103,7 @@ impl<T: Float + DeviceRepr + ValidAsZeroBits + Pod> Element for T {}
 /// A list on the GPU, with its optimizer.
 pub(crate) struct Case<P, G> {
     opt: AdamW,
+    accumulates: bool,
     params: Vec<CudaSlice<P>>,
     grads: Vec<CudaSlice<G>>,
 }
@@ -112,6 +113,7 @@ impl<P: Element, G: Element> Case<P, G> {
         let (stream, lengths) = (stream_of(device), &list.lengths);
         Ok(Self {
             opt: optimizer(device, list)?,
+            accumulates: list.accumulates,
             params: filled(stream, lengths, |x| param(0.02 * x))?,
             grads: filled(stream, lengths, |x| grad(1e-3 * x))?,
         })
@@ -129,9 +131,14 @@ impl<P: Element, G: Element> Case<P, G> {
         clock.measure(repeats, || self.step())
     }
 
-    /// Not waited for.
+    /// A step, or a pass of gradients; not waited for.
     pub(crate) fn step(&mut self) -> Result<()> {
-        Ok(self.opt.step(self.params.iter_mut().zip(&self.grads))?)
+        if self.accumulates {
+            self.opt.accumulate(&self.grads)?;
+        } else {
+            self.opt.step(self.params.iter_mut().zip(&self.grads))?;
+        }
+        Ok(())
     }
 
     /// Another optimizer of the same tensors, on the same stream.

@@ -132,8 +132,9 @@ def main():
         sys.exit(SKIPPED)
     row("peer", version=f"PyTorch {torch.__version__}")
     with open(args.lists) as file:
-        # It measures nothing, and steps no mixture of dtypes.
-        lists = [of for of in json.load(file) if of["lengths"] and not of["metrics"] and of["dtype"] in DTYPES]
+        # It measures nothing, steps no mixture of dtypes, and its backward passes add gradients themselves.
+        alone = lambda of: of["metrics"] or of["accumulates"] or of["dtype"] not in DTYPES
+        lists = [of for of in json.load(file) if of["lengths"] and not alone(of)]
     clock = Clock(args.device, args.small)
     for of in lists:
         for implementation in ("fused", "foreach") if of["dtype"] == "f32" else ("fused", "foreach", MASTERS):
