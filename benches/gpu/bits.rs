@@ -38,7 +38,7 @@ pub(crate) fn are_the_cpus<P: Element, G: Element>(
         gpu.step(pairs.map(|(at, (param, grad))| Pair::new(param.slice_mut(at..), grad.slice(at..))))?;
     }
     for (i, (gpu_param, cpu_param)) in params.iter().zip(&cpu_params).enumerate() {
-        same(&host(gpu_param)?, cpu_param, &cpu.state(i)?, &gpu.state(i)?)?;
+        same(&host(gpu_param)?, cpu_param, &gpu.state(i)?, &cpu.state(i)?)?;
     }
     Ok(())
 }
