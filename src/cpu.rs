@@ -43,13 +43,13 @@ pub(crate) unsafe fn run(simd: Simd, chunks: &[Chunk], rows: &[TensorRow], scala
     }
 }
 
-/// How many chunks a task of a thread takes, at least: about a full chunk's worth of small tensors. `None`: so few
-/// elements that the caller's thread does them alone.
+/// How many chunks a task of a thread takes, at least: about a full chunk's worth of small tensors. `None`: the caller's
+/// thread does them alone, being so few elements, or because to wake the one thread of a pool would only cost time.
 pub(crate) fn tasks(chunks: &[Chunk]) -> Option<usize> {
     let elements: u64 = chunks.iter().map(|c| u64::from(c.len)).sum();
     let mean_len = elements.checked_div(chunks.len() as u64).unwrap_or(0);
     let together = usize::try_from(u64::from(CHUNK_LEN) / mean_len.max(1)).unwrap_or(usize::MAX);
-    (elements > ONE_THREAD).then_some(together.max(1))
+    (elements > ONE_THREAD && rayon::current_num_threads() > 1).then_some(together.max(1))
 }
 
 /// `$step!(P, G)` with the types of a row's parameter and gradient.

@@ -88,5 +88,17 @@ fn the_environment_sets_the_threads_of_the_global_pool() {
 #[ignore = "in a process of its own: by the_environment_sets_the_threads_of_the_global_pool"]
 fn in_the_global_pool() {
     assert!(stepped(MANY) == pool(1).install(|| stepped(MANY)));
+    if rayon::current_num_threads() == 1 {
+        steps_do_without_one_thread();
+    }
     println!("{}", Device::cpu());
+}
+
+/// The caller's is as good, and need not be woken.
+fn steps_do_without_one_thread() {
+    let (_free, held) = mpsc::channel::<()>();
+    rayon::spawn(move || held.iter().for_each(drop));
+    let (done, finished) = mpsc::channel();
+    std::thread::spawn(move || done.send(stepped(MANY)).unwrap());
+    finished.recv_timeout(Duration::from_secs(60)).expect("a step waits for the pool's one thread");
 }
