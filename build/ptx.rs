@@ -20,19 +20,13 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use cudarc::nvrtc;
 
+use entries::ENTRIES;
+
+#[path = "../src/entries.rs"]
+mod entries;
+
 const SOURCE: &str = "cuda/adamw.cu";
 const COMMITTED: &str = "cuda/ptx/adamw.ptx";
-const ENTRIES: [&str; 9] = [
-    "adamw_f32",
-    "adamw_bf16",
-    "adamw_f16",
-    "adamw_mixed",
-    "adamw_full",
-    "grad_norm",
-    "finalize",
-    "collect",
-    "accumulate",
-];
 
 /// Writes `OUT_DIR/adamw.ptx` and tells the crate who made it.
 pub(crate) fn build() -> Result<()> {

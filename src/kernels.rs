@@ -2,6 +2,7 @@
 //! PTX that it loads, all of it, and most lists need one kernel of nine.
 
 use crate::cuda_table::{refuse_capture, while_doing};
+use crate::entries::ENTRIES;
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, sys, sys::CUresult};
 use cudarc::nvrtc::Ptx;
@@ -14,6 +15,7 @@ const PTX_ORIGIN: &str = env!("FUSED_ADAMW_PTX_ORIGIN");
 /// The kernels as committed: of an older ISA than most compilers emit, for older drivers.
 pub(crate) const PTX_COMMITTED: &str = include_str!("../cuda/ptx/adamw.ptx");
 
+/// In the order of [`ENTRIES`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kernel {
     /// Lists of f32 alone.
@@ -31,26 +33,12 @@ pub(crate) enum Kernel {
     Accumulate,
 }
 
-impl Kernel {
-    const ALL: [&str; 9] = [
-        "adamw_f32",
-        "adamw_bf16",
-        "adamw_f16",
-        "adamw_mixed",
-        "adamw_full",
-        "grad_norm",
-        "finalize",
-        "collect",
-        "accumulate",
-    ];
-}
-
 #[derive(Debug)]
 pub(crate) struct Kernels {
     ptx: Cow<'static, str>,
     /// Who made the PTX.
     pub(crate) origin: &'static str,
-    loaded: [OnceLock<CudaFunction>; Kernel::ALL.len()],
+    loaded: [OnceLock<CudaFunction>; ENTRIES.len()],
 }
 
 impl Kernels {
@@ -61,7 +49,7 @@ impl Kernels {
             Some(ptx) => (Cow::Owned(ptx.to_owned()), "a variant"),
             None => readable(context).map(|(ptx, origin)| (ptx.into(), origin))?,
         };
-        Ok(Self { ptx, origin, loaded: [const { OnceLock::new() }; Kernel::ALL.len()] })
+        Ok(Self { ptx, origin, loaded: [const { OnceLock::new() }; ENTRIES.len()] })
     }
 
     /// Loaded, if it was not. Not in a capture, in which loading may be refused, and would break it.
@@ -71,7 +59,7 @@ impl Kernels {
             return Ok(function);
         }
         refuse_capture(stream)?;
-        let name = Kernel::ALL[kernel as usize];
+        let name = ENTRIES[kernel as usize];
         let module =
             stream.context().load_module(Ptx::from_src(with(&self.ptx, name))).map_err(while_doing(LOADING))?;
         let function = module.load_function(name).map_err(while_doing("find the kernel in its module"))?;
@@ -164,10 +152,10 @@ mod tests {
     fn every_kernel_is_in_the_ptx_and_comes_out_of_it_whole() {
         for ptx in [PTX, PTX_COMMITTED] {
             let entries = ptx.matches(ENTRY).count();
-            assert_eq!(entries, Kernel::ALL.len());
+            assert_eq!(entries, ENTRIES.len());
             let bare = with(ptx, "none");
             assert!(!bare.contains(".entry") && bare.len() < ptx.len() / 4, "{}", bare.len());
-            let alone: usize = Kernel::ALL.map(|kernel| with(ptx, kernel).len() - bare.len()).iter().sum();
+            let alone: usize = ENTRIES.map(|kernel| with(ptx, kernel).len() - bare.len()).iter().sum();
             assert_eq!(alone + bare.len(), ptx.len());
         }
     }

@@ -108,6 +108,8 @@ mod cuda_view;
 mod decide;
 mod device;
 mod engine;
+#[cfg(feature = "cuda")]
+mod entries;
 mod error;
 mod flags;
 mod fma;

@@ -45,7 +45,7 @@ pub(crate) fn are_the_cpus<P: Element, G: Element>(
 
 /// Parameters, m and v of one tensor.
 fn same<P: Pod>(gpu_param: &[P], cpu_param: &[P], gpu: &TensorState, cpu: &TensorState) -> Result<()> {
-    let bits = |x: &[f32]| cast_slice::<f32, u32>(x).to_vec();
+    let bits = |x| cast_slice::<f32, u32>(x);
     let params = cast_slice::<P, u8>(gpu_param) == cast_slice::<P, u8>(cpu_param);
     ensure!(params, "a wrong bit in a parameter of {} elements", cpu_param.len());
     ensure!(bits(&cpu.m) == bits(&gpu.m) && bits(&cpu.v) == bits(&gpu.v), "a wrong bit in m or v");
