@@ -70,10 +70,13 @@ fn is_tie(x: f64) -> bool {
     x.to_bits() as u32 & BELOW == HALF
 }
 
-/// Less than 2^-125, and not 0, which wraps: without its sign, the bits of the one are less than those of the other.
+/// Less than 2^-125, and not 0: without its sign, the bits are less than `END`. Moved so that these end at the highest
+/// number, and 0 wraps to the lowest, it is one comparison of signed integers, the only one that SSE2 has.
 #[inline(always)]
 fn is_tiny(x: f32) -> bool {
-    (x.to_bits() << 1).wrapping_sub(1) < (2 << 24) - 1
+    const END: i32 = 2 << 24;
+    const BELOW_ALL: i32 = i32::MAX - (END - 1);
+    (x.to_bits() << 1).cast_signed().wrapping_add(BELOW_ALL) > BELOW_ALL
 }
 
 /// [`Wide`] without a doubt, and slower: the sum is rounded to f64 not to nearest but, unless it is exact, to
@@ -147,14 +150,16 @@ mod tests {
         [factor(random) * scale, factor(random), tiny]
     }
 
-    /// Half a place of a subnormal addend, but for less than f64 has of the sum: (1 + x) (1 - x), (1 + x) (1 - x + x^2).
+    /// Half a place of a subnormal addend, or of 2^-126 less that, but for less than f64 has of the sum: (1 + x) (1 - x),
+    /// (1 + x) (1 - x + x^2).
     fn subnormal(random: &mut StdRng) -> [f32; 3] {
         let below = 2.0_f32.powi(-random.random_range(15..24));
         let above = 2.0_f32.powi(-random.random_range(10..12));
         let [a, b] =
             [[1.0 + below, 1.0 - below], [1.0 + above, 1.0 - above + above * above]][random.random_range(0..2)];
-        let scale = 2.0_f32.powi(-75);
-        [a * scale, b * scale, f32::from_bits(random.random_range(0x0040_0000..0x0100_0000))]
+        let scale = if random.random() { 1.0 } else { -1.0 } * 2.0_f32.powi(-75);
+        let c = [f32::from_bits(random.random_range(1..0x0080_0000)), f32::MIN_POSITIVE][random.random_range(0..2)];
+        [a * scale, b * scale.abs(), c]
     }
 
     #[test]
