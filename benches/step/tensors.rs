@@ -6,12 +6,10 @@ use fused_adamw::AdamW;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use std::time::Instant;
 
-/// A step takes its gradients from one of so many places, each a line of the cache after the last. Were they always
-/// the same, `v` would come to within bits of their squares, and many a difference from these would be a tie, which
-/// costs the portable code twice (`src/fma.rs`).
+/// A step takes its gradients from one of so many places, each [`State::ALIGN`] after the last. Were they always the
+/// same, `v` would come to within bits of their squares, and many a difference from these would be a tie, which costs
+/// the portable code twice (`src/fma.rs`).
 const PLACES: usize = 4;
-/// In elements; of the 16-bit types half a line.
-const LINE: usize = 16;
 
 /// Parameters and gradients, with their optimizer, and with state of the limit's own.
 pub(crate) struct Tensors<P, G> {
@@ -38,7 +36,7 @@ impl<P: Value, G: Value> Tensors<P, G> {
     /// After a first step, which touches the state's memory and reads masters.
     pub(crate) fn new(opt: AdamW, case: &Case) -> Self {
         let sections = 2 + usize::from(size_of::<P>() < 4) + usize::from(case.extra == Extra::Amsgrad);
-        let longer: Vec<usize> = case.lens.iter().map(|len| len + LINE * (PLACES - 1)).collect();
+        let longer: Vec<usize> = case.lens.iter().map(|len| len + State::ALIGN * (PLACES - 1)).collect();
         let mut tensors = Self {
             opt,
             params: filled(&case.lens, 1.0),
@@ -52,18 +50,15 @@ impl<P: Value, G: Value> Tensors<P, G> {
     }
 
     fn parts(&mut self, walk: Walk) -> Vec<Part<'_, P, G>> {
-        let tensors = self.params.iter_mut().zip(&mut self.grads).zip(self.state.tensors());
+        let tensors = pairs(&mut self.params, &mut self.grads, 0).zip(self.state.tensors());
         tensors.flat_map(|((p, g), state)| Part::cut(p, g, state, walk)).collect()
     }
 }
 
 impl<P: Value, G: Value> Timed for Tensors<P, G> {
     fn step(&mut self) {
-        let start = LINE * (self.steps % PLACES);
-        let pairs = self.params.iter_mut().zip(&mut self.grads).map(|(p, g)| {
-            let end = start + p.len();
-            (&mut p[..], &mut g[start..end])
-        });
+        let start = State::ALIGN * (self.steps % PLACES);
+        let pairs = pairs(&mut self.params, &mut self.grads, start);
         self.opt.step(pairs).expect("the list is the registered one");
         self.steps += 1;
     }
@@ -83,6 +78,18 @@ impl<P: Value, G: Value> Timed for Tensors<P, G> {
         let (mut parts, mut elements) = (self.parts(Walk::Plain), 0);
         seconds(|| elements = limit::divide_and_root(&mut parts, repeats)) / elements as f64
     }
+}
+
+/// Each parameter with as much of its gradients, from `start`.
+fn pairs<'a, P, G>(
+    params: &'a mut [Vec<P>],
+    grads: &'a mut [Vec<G>],
+    start: usize,
+) -> impl Iterator<Item = (&'a mut [P], &'a mut [G])> {
+    params.iter_mut().zip(grads).map(move |(p, g)| {
+        let g = &mut g[start..][..p.len()];
+        (&mut p[..], g)
+    })
 }
 
 fn seconds(work: impl FnOnce()) -> f64 {
