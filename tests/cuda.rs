@@ -30,6 +30,8 @@ mod emulator_wrong;
 mod errors;
 #[path = "cuda/faults.rs"]
 mod faults;
+#[path = "cuda/golden.rs"]
+mod golden;
 #[path = "cuda/graphs.rs"]
 mod graphs;
 #[path = "cuda/kernels.rs"]
@@ -42,6 +44,9 @@ mod parity;
 mod prepared;
 #[path = "cuda/streams.rs"]
 mod streams;
+#[path = "golden/mod.rs"]
+#[allow(dead_code, reason = "tests/golden.rs writes the hashes")]
+mod suite;
 #[path = "../benches/gpu/variants.rs"]
 #[allow(dead_code, reason = "its predictions are the bench's")]
 mod tried;

@@ -296,7 +296,7 @@ impl Twins {
     }
 }
 
-fn copy(from: &Host, to: &mut Gpu, stream: &Arc<CudaStream>) {
+pub(crate) fn copy(from: &Host, to: &mut Gpu, stream: &Arc<CudaStream>) {
     match (from, to) {
         (Host::F32(from), Gpu::F32(to)) => stream.memcpy_htod(from, to).unwrap(),
         (Host::F16(from), Gpu::F16(to)) => stream.memcpy_htod(from, to).unwrap(),
