@@ -1,8 +1,9 @@
-// The second launch of a controlled step: one block that adds up the chunks' squares, decides, and writes the scalars
+// The second launch of a controlled step: one block that adds up the parts of the norm, decides, and writes the scalars
 // that the update reads. Beside it on the CPU: src/controller.rs.
 #pragma once
 #include "block.cuh"
 #include "decide.cuh"
+#include "norm.cuh"
 #include "scalars.cuh"
 #include "vec.cuh"
 
@@ -14,19 +15,36 @@ DEVICE void for_each(u32 count, Do work) {
     for (u32 i = threadIdx.x; i < count; i += FINALIZE_BLOCK) work(i);
 }
 
-// Marks the tensors with gradients that are not finite. All threads call it.
-DEVICE void mark_bad_tensors(const FinalizeTables& t) {
-    u32* const bad = global<u32>(t.bad_tensors);
-    for_each(t.class_count, [&](u32 i) { bad[i] = 0; });
-    __syncthreads();
-    for_each(t.chunk_count, [&](u32 i) {
-        if (global<const Squares>(t.squares)[i].non_finite > 0) atomicOr(&bad[global<const Chunk>(t.chunks)[i].tensor], 1u);
-    });
-    __syncthreads();
+DEVICE NormPart* parts_of(const FinalizeTables& t) {
+    return global<NormPart>(t.parts);
 }
 
-DEVICE bool is_bad(const FinalizeTables& t, u32 tensor) {
-    return t.bad_tensors && global<const u32>(t.bad_tensors)[tensor] != 0;
+// True if the sums of a part cannot be relied on.
+DEVICE bool is_bad(const NormPart& part, f64 unscale) {
+    return is_bad_sum(from_bits((u32)part.words[LARGEST]), unscale);
+}
+
+// What one word of a part adds to all. Tensors that are left out add their counts alone.
+DEVICE u64 addend(const NormPart& part, u32 word, f64 unscale, bool leaves_out) {
+    const bool bad = is_bad(part, unscale);
+    if (word == BAD) return bad;
+    return bad && leaves_out && word != NON_FINITE ? 0 : part.words[word];
+}
+
+// All parts together, in `total`; but for LARGEST. All threads call it: each has a word, of every 64th part.
+DEVICE void add_parts(const FinalizeTables& t, f64 unscale, bool leaves_out, u64* total) {
+    constexpr u32 COLUMNS = FINALIZE_BLOCK / WARP;
+    __shared__ u64 columns[COLUMNS][NORM_WORDS];
+    const u32 word = threadIdx.x % NORM_WORDS, warp = threadIdx.x / WARP;
+    u64 sum = 0;
+    for (u32 i = threadIdx.x / NORM_WORDS; i < t.part_count; i += FINALIZE_BLOCK / NORM_WORDS)
+        sum += addend(parts_of(t)[i], word, unscale, leaves_out);
+    sum += from_lane(sum, NORM_WORDS);
+    if (threadIdx.x % WARP < NORM_WORDS) columns[warp][word] = sum;
+    __syncthreads();
+    u64 all = 0;
+    for (u32 i = 0; i < COLUMNS; i++) all += columns[i][word];
+    if (threadIdx.x < NORM_WORDS) total[word] = all;
 }
 
 // The list's factor for the next step, 1 without a list.
@@ -59,24 +77,29 @@ DEVICE Peak last_peak(const FinalizeTables& t) {
     return block_sum<FINALIZE_BLOCK>(peak, [](const Peak& a, const Peak& b) { return larger(a, b); });
 }
 
+// What every gradient is multiplied by, clipping apart.
+DEVICE f64 unscale_of_step(const FinalizeTables& t) {
+    const f64 scalar = t.grad_scalar ? to_f64(*global<const f32>(t.grad_scalar)) : 1.0;
+    return unscale_of(mul_rn64(t.grad_scale, scalar), last_state(t).loss_scale);
+}
+
 // One thread's work. `s` is in shared memory: all of it does not fit into registers.
-DEVICE void next_state(const FinalizeTables& t, const ControlParams& c, f64 squares, u64 non_finite, const Peak& peak,
-                       ControlState& s) {
+DEVICE void next_state(const FinalizeTables& t, const ControlParams& c, u64* total, f64 unscale, const Peak& peak, ControlState& s) {
     ControlState* const states = global<ControlState>(t.state);
     s = last_state(t);
     states[1] = s;
-    const f64 scalar = t.grad_scalar ? to_f64(*global<const f32>(t.grad_scalar)) : 1.0;
-    decide(c, squares, non_finite, peak, listed(c.schedule, s.applied), mul_rn64(t.grad_scale, scalar), s);
+    const Gradients g = {exact_value(total), total[NON_FINITE], total[BAD], total[GOOD]};
+    decide(c, g, peak, listed(c.schedule, s.applied), unscale, s);
     states[0] = s;
 }
 
-// The step count and the scalars of one class.
-DEVICE void advance(const FinalizeTables& t, const ControlState& s, u32 i) {
+// The step count and the scalars of one class: with `by_tensor` of one tensor.
+DEVICE void advance(const FinalizeTables& t, const ControlState& s, bool by_tensor, u32 i) {
     const Class of = global<const Class>(t.classes)[i];
     Counter* const counter = global<Counter>(t.counters) + i;
     StepScalars* const scalars = global<StepScalars>(t.scalars) + i;
     const u64 before = t.undo ? counter->before : counter->now;
-    const bool steps = of.has_grad != 0 && s.skip == 0 && !is_bad(t, i);
+    const bool steps = of.has_grad != 0 && s.skip == 0 && !(by_tensor && is_bad(parts_of(t)[i], s.unscale));
     const u64 now = steps ? before + 1 : before;
     counter->now = now, counter->before = before;
     Hyper h = global<const Hyper>(t.hypers)[of.group];
@@ -86,21 +109,25 @@ DEVICE void advance(const FinalizeTables& t, const ControlState& s, u32 i) {
     if (!steps) scalars->flags |= SKIP;
 }
 
+// For the next step.
+DEVICE void clear_parts(const FinalizeTables& t) {
+    for (u32 i = threadIdx.x / NORM_WORDS; i < t.part_count; i += FINALIZE_BLOCK / NORM_WORDS)
+        parts_of(t)[i].words[threadIdx.x % NORM_WORDS] = 0;
+}
+
 // grid: one block. block: FINALIZE_BLOCK threads.
 extern "C" __global__ void __launch_bounds__(FINALIZE_BLOCK) finalize(const FinalizeTables t) {
-    if (t.bad_tensors) mark_bad_tensors(t);
-    f64 sum = 0;
-    u64 non_finite = 0;
-    for_each(t.chunk_count, [&](u32 i) {
-        const Squares squares = global<const Squares>(t.squares)[i];
-        sum = add_rn64(sum, is_bad(t, global<const Chunk>(t.chunks)[i].tensor) ? 0.0 : to_f64(squares.sum));
-        non_finite += squares.non_finite;
-    });
-    sum = block_sum<FINALIZE_BLOCK>(sum, [](f64 a, f64 b) { return add_rn64(a, b); });
-    non_finite = block_sum<FINALIZE_BLOCK>(non_finite, [](u64 a, u64 b) { return a + b; });
-    const Peak peak = last_peak(t);
+    __shared__ u64 total[NORM_WORDS];
     __shared__ ControlState decided;
-    if (threadIdx.x == 0) next_state(t, *global<const ControlParams>(t.params), sum, non_finite, peak, decided);
+    const ControlParams& params = *global<const ControlParams>(t.params);
+    const f64 unscale = unscale_of_step(t);
+    const bool by_tensor = has(params.flags, SKIP_TENSOR) && t.part_count > 0;
+    add_parts(t, unscale, by_tensor, total);
+    const Peak peak = last_peak(t);
     __syncthreads();
-    for_each(t.class_count, [&](u32 i) { advance(t, decided, i); });
+    if (threadIdx.x == 0) next_state(t, params, total, unscale, peak, decided);
+    __syncthreads();
+    for_each(t.class_count, [&](u32 i) { advance(t, decided, by_tensor, i); });
+    __syncthreads();
+    clear_parts(t);
 }

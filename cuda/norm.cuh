@@ -1,9 +1,17 @@
-// The first launch of a controlled step: of each chunk of gradients the sum of the squares, and how many are not
-// finite. Which squares are added to which, and in which order, is a function of the chunk's length alone.
+// The first launch of a controlled step: the squares of all gradients, added up, and how many are not finite. Within a chunk
+// the order of the sum is a function of the chunk's length alone; the chunks' sums are added exactly, in any order.
 // Beside it on the CPU: src/norm.rs.
 #pragma once
 #include "block.cuh"
+#include "exact_sum.cuh"
 #include "vec.cuh"
+
+// The words of a NormPart behind its ExactSum: gradients that are not finite; the largest sum of a chunk, as bits; chunks.
+// Of all parts together: parts that are bad.
+constexpr u32 NON_FINITE = 12;
+constexpr u32 LARGEST = 13;
+constexpr u32 GOOD = 14;
+constexpr u32 BAD = 15;
 
 DEVICE void add_square(f32 g, f32& sum, u32& non_finite) {
     sum = fma_rn(g, g, sum);
@@ -40,14 +48,32 @@ DEVICE Squares squares_of_block(Squares mine) {
     return {canonical(sum), non_finite};
 }
 
-// grid: one block a chunk. block: BLOCK threads. A tensor without a gradient counts as zeros.
+// Words that several blocks add to.
+struct CommonWords {
+    u64* words;
+};
+
+DEVICE void raise(const CommonWords& s, u32 i, u64 by) {
+    if (by) atomicAdd(s.words + i, by);
+}
+
+// One thread's work. As bits, sums are in the order of their sizes: the largest is a NaN if there is one.
+DEVICE void add_chunk(const CommonWords& s, const Squares& chunk) {
+    exact_add(s, chunk.sum);
+    raise(s, NON_FINITE, chunk.non_finite);
+    atomicMax(s.words + LARGEST, to_u64(to_bits(chunk.sum)));
+    raise(s, GOOD, 1);
+}
+
+// Adds to `parts`, which are zeros before the first block: one of each tensor, or NORM_PARTS at which the blocks take turns,
+// so that few of them meet.
+// grid: one block a chunk. block: BLOCK threads.
 extern "C" __global__ void __launch_bounds__(BLOCK)
-    grad_norm(const TensorRow* rows, const Chunk* chunks, Squares* squares) {
+    grad_norm(const TensorRow* rows, const Chunk* chunks, NormPart* parts, u32 by_tensor) {
     const Chunk chunk = chunks[blockIdx.x];
     const TensorRow t = rows[chunk.tensor];
-    Squares mine = {};
-    if (has(t.flags, HAS_GRAD))
-        mine = squares_of_thread(t.grad + chunk.start * size_of(t.grad_dtype), t.grad_dtype, chunk.len);
-    const Squares all = squares_of_block(mine);
-    if (threadIdx.x == 0) squares[blockIdx.x] = all;
+    if (!has(t.flags, HAS_GRAD)) return;
+    const u64 grad = t.grad + chunk.start * size_of(t.grad_dtype);
+    const Squares all = squares_of_block(squares_of_thread(grad, t.grad_dtype, chunk.len));
+    if (threadIdx.x == 0) add_chunk({parts[by_tensor ? chunk.tensor : blockIdx.x % NORM_PARTS].words}, all);
 }

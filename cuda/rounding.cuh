@@ -18,7 +18,8 @@ DEVICE f64 div_rn64(f64 a, f64 b) { return __ddiv_rn(a, b); }
 DEVICE f64 sqrt_rn64(f64 a) { return __dsqrt_rn(a); }
 DEVICE f64 fma_rn64(f64 a, f64 b, f64 c) { return __fma_rn(a, b, c); }
 DEVICE f32 to_f32_rn(f64 a) { return __double2float_rn(a); }
-DEVICE f64 nan64() { return __longlong_as_double(0x7ff8000000000000ll); }
+DEVICE f64 from_bits64(u64 x) { return __longlong_as_double((long long)x); }
+DEVICE u64 leading_zeros64(u64 a) { return (u64)__clzll((long long)a); }
 #else
 #include <cmath>
 #include <cstring>
@@ -37,15 +38,22 @@ DEVICE f64 div_rn64(f64 a, f64 b) { return a / b; }
 DEVICE f64 sqrt_rn64(f64 a) { return std::sqrt(a); }
 DEVICE f64 fma_rn64(f64 a, f64 b, f64 c) { return std::fma(a, b, c); }
 DEVICE f32 to_f32_rn(f64 a) { return (f32)a; }
-DEVICE f64 nan64() { const u64 bits = 0x7ff8000000000000; f64 x; memcpy(&x, &bits, sizeof x); return x; }
+DEVICE f64 from_bits64(u64 b) { f64 x; memcpy(&x, &b, sizeof x); return x; }
+DEVICE u64 leading_zeros64(u64 a) { return a ? (u64)__builtin_clzll(a) : 64; }
 #endif
 
-// Exact for every f32, and for every count below 2^53.
+DEVICE f64 nan64() { return from_bits64(0x7ff8000000000000ull); }
+DEVICE f64 infinity64() { return from_bits64(0x7ff0000000000000ull); }
+DEVICE f64 abs64(f64 a) { return a < 0 ? -a : a; }
+
+// Exact for every f32, and for every count below 2^53; above to the nearest, ties to even.
 DEVICE f64 to_f64(f32 a) { return (f64)a; }
 DEVICE f64 count_to_f64(u64 a) { return (f64)a; }
 
 DEVICE u32 add_wrap(u32 a, u32 b) { return a + b; }
 DEVICE u64 add_wrap64(u64 a, u64 b) { return a + b; }
+DEVICE u64 sub_wrap64(u64 a, u64 b) { return a - b; }
+DEVICE u64 to_u64(u32 a) { return a; }
 
 template <class T>
 DEVICE T select(bool condition, T yes, T no) {

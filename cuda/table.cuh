@@ -52,6 +52,21 @@ constexpr u32 SKIP = 32;
 constexpr u32 CLIP_NORM = 1;
 constexpr u32 SKIP_STEP = 2;
 constexpr u32 SKIP_TENSOR = 4;
+constexpr u32 NORM = 8;
+// } twin
+
+// The words of an ExactSum: limbs, and counts of what is not finite.
+// twin: exact words {
+constexpr u32 LIMBS = 10;
+constexpr u32 INFINITE_SUMS = 10;
+constexpr u32 NAN_SUMS = 11;
+constexpr u32 EXACT_WORDS = 12;
+// } twin
+
+// Of a NormPart.
+// twin: norm words {
+constexpr u32 NORM_WORDS = 16;
+constexpr u32 NORM_PARTS = 64;
 // } twin
 
 // AlarmParams::flags.
@@ -158,11 +173,13 @@ struct ControlParams {
     f64 growth_factor;
     f64 backoff_factor;
     u64 growth_interval;
+    u64 max_skipped;
     AlarmParams norm_alarm;
     AlarmParams rms_alarm;
+    f32 min_loss_scale;
     u32 flags;
 };
-static_assert(sizeof(ControlParams) == 144, "src/table.rs");
+static_assert(sizeof(ControlParams) == 152, "src/table.rs");
 
 struct AlarmState {
     f64 mean;
@@ -172,6 +189,14 @@ struct AlarmState {
     u64 raised;
 };
 static_assert(sizeof(AlarmState) == 40, "src/table.rs");
+
+struct Overrun {
+    u64 count;
+    u64 skipped_running;
+    u64 non_finite;
+    f64 grad_norm;
+};
+static_assert(sizeof(Overrun) == 32, "src/table.rs");
 
 struct ControlState {
     u64 applied;
@@ -186,12 +211,15 @@ struct ControlState {
     f64 rms;
     AlarmState norm_alarm;
     AlarmState rms_alarm;
+    Overrun overrun;
     f32 loss_scale;
     u32 skip;
     u32 rms_tensor;
+    u32 left_out;
+    u32 has_norm;
     u32 padding;
 };
-static_assert(sizeof(ControlState) == 176, "src/table.rs");
+static_assert(sizeof(ControlState) == 216, "src/table.rs");
 
 struct Class {
     u32 group;
@@ -222,12 +250,24 @@ struct Squares {
 };
 static_assert(sizeof(Squares) == 8, "src/table.rs");
 
+struct Gradients {
+    f64 squares;
+    u64 non_finite;
+    u64 bad;
+    u64 good;
+};
+static_assert(sizeof(Gradients) == 32, "src/table.rs");
+
+// Of several chunks; the first words are those of ExactSum.
+struct NormPart {
+    u64 words[NORM_WORDS];
+};
+static_assert(sizeof(NormPart) == 128, "src/table.rs");
+
 struct FinalizeTables {
     u64 params;
     u64 state;
-    u64 squares;
-    u64 chunks;
-    u64 bad_tensors;
+    u64 parts;
     u64 hypers;
     u64 classes;
     u64 counters;
@@ -236,12 +276,12 @@ struct FinalizeTables {
     u64 record;
     u64 lens;
     f64 grad_scale;
-    u32 chunk_count;
+    u32 part_count;
     u32 class_count;
     u32 tensor_count;
     u32 undo;
 };
-static_assert(sizeof(FinalizeTables) == 120, "src/table.rs");
+static_assert(sizeof(FinalizeTables) == 104, "src/table.rs");
 
 struct FullParams {
     f32 max_grad_value;

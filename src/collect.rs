@@ -48,7 +48,7 @@ fn of_chunks(sums: &[Sums]) -> TensorSums {
     // As many as a tensor has by far the most often; zeros change no bit.
     let of_one = sums.len() <= 1;
     sums.iter().enumerate().for_each(|(i, sums)| threads[i % BLOCK] = add(&threads[i % BLOCK], &widened(sums)));
-    let x = if of_one { threads[0] } else { of_block(&threads, |a, b| add(&a, &b)) };
+    let x = if of_one { threads[0] } else { of_block(&mut threads, |a, b| add(&a, &b)) };
     let [grad, param, update, ratio] = [x.grad, x.param, x.update, x.ratio].map(canonical64);
     TensorSums { grad, param, update, ratio, ..x }
 }

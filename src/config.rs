@@ -2,6 +2,7 @@
 
 use crate::Dtype;
 use crate::error::{Error, Result, TensorId};
+use crate::rounding::to_f32_rn;
 use crate::table::{Hyper, step_flags};
 use std::sync::Arc;
 
@@ -29,14 +30,16 @@ pub enum Algorithm {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWConfig {
-    /// Learning rate: the length of a step in parameter units, about. Range `[0, ∞)`. Default `1e-3`.
+    /// Learning rate: the length of a step in parameter units, about. Range `[0, ∞)`, so that `lr`, `lr / (1 - beta1)` and
+    /// `lr * weight_decay` have an f32. Default `1e-3`.
     pub lr: f64,
     /// Decay rates of the moments, per step. Range `[0, 1)` each. Default `(0.9, 0.999)`.
     pub betas: (f64, f64),
-    /// Added to the denominator **outside** the square root, in gradient units. Range `[0, ∞)`. Default `1e-8`.
+    /// Added to the denominator **outside** the square root, in gradient units. Range `[0, ∞)`, as f32: 0, or
+    /// large enough for one (7.1e-46). Default `1e-8`.
     pub eps: f64,
     /// λ, per step and unit of `lr`: multiplied by `lr` as in PyTorch and optax, unlike the paper, which multiplies
-    /// it by the schedule's factor only. Range `[0, ∞)`. Default `1e-2`.
+    /// it by the schedule's factor only. Range `[0, ∞)`, as f32. Default `1e-2`.
     pub weight_decay: f64,
     /// Divide by the largest second moment so far. As in PyTorch the maximum is of the uncorrected moment. Fixed
     /// once the optimizer exists. Default `false`.
@@ -62,18 +65,31 @@ impl Default for AdamWConfig {
 }
 
 impl AdamWConfig {
-    /// Every condition is written so that NaN fails it.
+    /// Every condition is written so that NaN fails it, and is one of the f32 that the update computes with.
     pub(crate) fn check(&self, group: usize) -> Result<()> {
-        let (positive, beta) = ((0.0..f64::INFINITY), (0.0..1.0));
+        let (number, beta) = (|x: f64| x >= 0.0 && fits_f32(x), |x: f64| (0.0..1.0).contains(&x));
+        let eps = number(self.eps) && (self.eps == 0.0 || to_f32_rn(self.eps) > 0.0);
         let checks = [
-            ("lr", self.lr, &positive, "[0, inf)"),
-            ("betas.0", self.betas.0, &beta, "[0, 1)"),
-            ("betas.1", self.betas.1, &beta, "[0, 1)"),
-            ("eps", self.eps, &positive, "[0, inf)"),
-            ("weight_decay", self.weight_decay, &positive, "[0, inf)"),
+            ("lr", self.lr, number(self.lr), "[0, inf), as f32"),
+            ("betas.0", self.betas.0, beta(self.betas.0), "[0, 1)"),
+            ("betas.1", self.betas.1, beta(self.betas.1), "[0, 1)"),
+            ("eps", self.eps, eps, "[0, inf), as f32, and 0 only if it is 0"),
+            ("weight_decay", self.weight_decay, number(self.weight_decay), "[0, inf), as f32"),
         ];
-        match checks.into_iter().find(|(_, value, allowed, _)| !allowed.contains(value)) {
+        match checks.into_iter().find(|(_, _, is_in, _)| !is_in) {
             Some((field, value, _, range)) => Err(Error::Config { group, field, value, range }),
+            None => self.check_times(group, 1.0),
+        }
+    }
+
+    /// What the update makes of a learning rate `factor` times as large has to be f32 in every step.
+    pub(crate) fn check_times(&self, group: usize, factor: f64) -> Result<()> {
+        let lr = self.lr * factor;
+        let step_size = ("lr / (1 - betas.0), with the schedule's factor,", lr / (1.0 - self.betas.0));
+        let decay = if self.algorithm == Algorithm::Adam { 0.0 } else { lr * self.weight_decay };
+        let decay = ("lr * weight_decay, with the schedule's factor,", decay);
+        match [step_size, decay].into_iter().find(|&(_, value)| !fits_f32(value)) {
+            Some((field, value)) => Err(Error::Config { group, field, value, range: "[0, inf), as f32" }),
             None => Ok(()),
         }
     }
@@ -91,6 +107,11 @@ impl AdamWConfig {
                 | flag(self.amsgrad, step_flags::AMSGRAD),
         }
     }
+}
+
+/// True for what is neither infinite nor NaN when rounded to f32.
+pub(crate) fn fits_f32(x: f64) -> bool {
+    to_f32_rn(x).is_finite()
 }
 
 /// A tensor to register: its length in elements; and if wanted its group, its name, its dtype.
@@ -169,7 +190,7 @@ impl From<&TensorSpec> for TensorSpec {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOptions {
     /// Every gradient is multiplied by it, after one rounding to f32, in the same pass; the gradients in memory do
-    /// not change. Range `[0, ∞)`. Default 1.
+    /// not change. Range `[0, ∞)`, as f32. Default 1.
     pub grad_scale: f64,
 }
 
@@ -182,7 +203,7 @@ impl Default for StepOptions {
 impl StepOptions {
     pub(crate) fn check(&self) -> Result<()> {
         let value = self.grad_scale;
-        if (0.0..f64::INFINITY).contains(&value) { Ok(()) } else { Err(Error::GradScale { value }) }
+        if value >= 0.0 && fits_f32(value) { Ok(()) } else { Err(Error::GradScale { value }) }
     }
 }
 

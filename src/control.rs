@@ -2,6 +2,7 @@
 //! `decide.rs`.
 
 use crate::alarm::{Alarm, AlarmStatus};
+use crate::config::{AdamWConfig, fits_f32};
 use crate::decide::schedule_factor;
 use crate::error::{Error, Result};
 use crate::rounding::to_f32_rn;
@@ -32,14 +33,14 @@ use std::sync::Arc;
 /// };
 /// opt.set_control(Some(control))?;
 /// opt.step([(&mut [1.0_f32; 3], &[100.0_f32; 3])])?;
-/// assert!((opt.status()?.unwrap().grad_norm - 100.0 * 3.0_f64.sqrt()).abs() < 1e-4);
+/// assert_eq!(opt.status()?.unwrap().grad_norm, Some(30_000_f64.sqrt()));
 /// # Ok::<(), fused_adamw::Error>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Control {
     /// Gradients are multiplied by `min(1, max_grad_norm / (norm + 1e-6))`, where `norm` is the root of the sum of all
-    /// their squares, unscaled: `torch.nn.utils.clip_grad_norm_`, but in the update's own pass. Range `(0, ∞)`.
-    /// Default `None`: no clipping.
+    /// their squares, unscaled: `torch.nn.utils.clip_grad_norm_`, but in the update's own pass. Range `(0, ∞]`; with ∞ the
+    /// norm is measured and nothing is clipped. Default `None`: no clipping.
     pub max_grad_norm: Option<f64>,
     /// Every gradient, after its division by the loss scale and after clipping by norm, is brought between this value and
     /// its negative, as by `torch.nn.utils.clip_grad_value_`; NaN stays NaN. Range `(0, ∞)`, as f32. Default `None`.
@@ -50,8 +51,8 @@ pub struct Control {
     pub loss_scale: Option<LossScale>,
     /// A factor of every group's learning rate. Default: 1 always.
     pub schedule: Schedule,
-    /// So many steps skipped one after the other are an error of [`AdamW::poll`](crate::AdamW::poll). Default `None`:
-    /// any number is allowed.
+    /// More steps than this, skipped one after the other, are an error of [`AdamW::poll`](crate::AdamW::poll). An error of
+    /// [`AdamW::set_control`](crate::AdamW::set_control) if nothing can skip a step. Default `None`: 100.
     pub max_skipped: Option<u64>,
     /// Every gradient is zero after the step, also after one that is skipped, as by PyTorch's `optimizer.zero_grad(
     /// set_to_none=False)`, but in the update's own pass. Gradients have to be given as `&mut` then, and overlap nothing.
@@ -66,7 +67,12 @@ pub struct Control {
     pub rms_alarm: Option<Alarm>,
 }
 
-/// What becomes of a step whose gradients are not all finite, or whose norm is not.
+/// The policy for a step with bad gradients.
+///
+/// Gradients are bad where the update's f32 arithmetic could not hold them: a gradient is NaN or infinite; or the squares of
+/// some 8,192 neighbours of one tensor, added up and multiplied by the square of the step's multiplier (`grad_scale` over the
+/// loss scale), reach 3.4e38. So a gradient of 1.9e19 is bad, as its square has no f32. A multiplier that as f32 is infinite,
+/// NaN, or 0 by rounding makes all of them bad. All policies use this one definition.
 ///
 /// A skipped step changes no byte of a parameter or a moment, and advances neither step count nor schedule.
 ///
@@ -80,7 +86,8 @@ pub enum NonFinite {
     Propagate,
     /// The step is skipped, as a `GradScaler` does.
     SkipStep,
-    /// The tensors concerned are skipped, and are left out of the norm. Each tensor then counts its own steps.
+    /// The tensors concerned are skipped, and are left out of the norm. Each tensor then counts its own steps. A step in
+    /// which all tensors would be skipped is skipped itself.
     SkipTensor,
     /// The step is skipped, and [`AdamW::poll`](crate::AdamW::poll) says so.
     Error,
@@ -94,7 +101,7 @@ pub enum NonFinite {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossScale {
-    /// Of the first step. Range `(0, ∞)`, as f32. Default 2^16.
+    /// The scale of the first step. Range `(0, ∞)`. Default 2^16.
     pub init_scale: f32,
     /// Range `[1, ∞)`. Default 2.
     pub growth_factor: f64,
@@ -102,11 +109,15 @@ pub struct LossScale {
     pub backoff_factor: f64,
     /// Finite steps until the scale grows. From 1 on. Default 2,000.
     pub growth_interval: u64,
+    /// A skipped step leaves no smaller scale. Range `[2^-126, ∞)`, so that `1 / scale` has an f32. PyTorch has no such
+    /// floor: there a tensor that is always NaN brings the scale to 0, where all gradients are lost. Default 1, as in
+    /// Megatron: a loss scale lifts small gradients, which one below 1 does not.
+    pub min_scale: f32,
 }
 
 impl Default for LossScale {
     fn default() -> Self {
-        Self { init_scale: 65536.0, growth_factor: 2.0, backoff_factor: 0.5, growth_interval: 2000 }
+        Self { init_scale: 65536.0, growth_factor: 2.0, backoff_factor: 0.5, growth_interval: 2000, min_scale: 1.0 }
     }
 }
 
@@ -148,7 +159,8 @@ pub enum Decay {
         floor: f64,
     },
     /// 1 up to `start`, then a straight line to `floor` at `end`, and `floor` from then on. With `start` at the end of
-    /// the rise the usual linear decay; with a later one, warm-up, stable, decay (WSD).
+    /// the rise the usual linear decay; with a later one, warm-up, stable, decay (WSD). Not earlier than the end of the
+    /// rise: rise and decay would be multiplied (with `warmup` 10, `start` 0 and `end` 20, step 9 would have 0.55, not 1).
     Linear {
         /// The last step of factor 1.
         start: u64,
@@ -202,19 +214,22 @@ impl Schedule {
         let ends = match self.decay {
             Decay::Cosine { end, floor } => Some((self.warmup, end, floor)),
             Decay::Linear { start, end, floor } => Some((start, end, floor)),
-            _ => None,
+            Decay::Constant | Decay::InverseSqrt | Decay::List(_) => None,
         };
         if let Some((start, end, floor)) = ends {
             in_range("schedule.decay.floor", floor, (0.0..=1.0).contains(&floor), "[0, 1]")?;
             if end <= start {
                 return Err(Error::Schedule { start, end });
             }
+            if start < self.warmup {
+                return Err(Error::DecayInWarmup { start, warmup: self.warmup });
+            }
         }
         match &self.decay {
             Decay::List(list) if list.is_empty() => in_range("schedule.decay.List.len()", 0.0, false, "[1, inf)"),
             Decay::List(list) => list
                 .iter()
-                .try_for_each(|&x| in_range("schedule.decay.List", x, (0.0..f64::INFINITY).contains(&x), "[0, inf)")),
+                .try_for_each(|&x| in_range("schedule.decay.List", x, x >= 0.0 && fits_f32(x), "[0, inf), as f32")),
             _ => Ok(()),
         }
     }
@@ -228,7 +243,7 @@ impl Control {
     /// Every condition is written so that NaN fails it.
     pub(crate) fn check(&self) -> Result<()> {
         if let Some(norm) = self.max_grad_norm {
-            in_range("max_grad_norm", norm, norm > 0.0 && norm < f64::INFINITY, "(0, inf)")?;
+            in_range("max_grad_norm", norm, norm > 0.0, "(0, inf]")?;
         }
         if let Some(value) = self.max_grad_value {
             let rounded = to_f32_rn(value);
@@ -242,10 +257,33 @@ impl Control {
                 return Err(Error::LossScaleWithoutSkip);
             }
         }
+        if self.max_skipped.is_some() && !self.may_skip() {
+            return Err(Error::MaxSkippedWithoutSkip);
+        }
         self.schedule.check()
     }
 
-    /// Whether the gradients are read before the update.
+    /// True if some step may be skipped.
+    fn may_skip(&self) -> bool {
+        let skips = |alarm: &Option<Alarm>| alarm.is_some_and(|alarm| alarm.skip);
+        self.non_finite != NonFinite::Propagate || skips(&self.norm_alarm) || skips(&self.rms_alarm)
+    }
+
+    /// As many skipped steps one after the other are no error.
+    pub(crate) fn allowed_skips(&self) -> u64 {
+        match self.non_finite {
+            NonFinite::Error => 0,
+            NonFinite::Propagate | NonFinite::SkipStep | NonFinite::SkipTensor => self.max_skipped.unwrap_or(100),
+        }
+    }
+
+    /// The groups' learning rates with the largest factor of the schedule, too, have to be f32.
+    pub(crate) fn check_groups(&self, groups: &[AdamWConfig]) -> Result<()> {
+        let Some(factor) = self.schedule.list().iter().copied().reduce(f64::max) else { return Ok(()) };
+        groups.iter().enumerate().try_for_each(|(i, group)| group.check_times(i, factor))
+    }
+
+    /// True if the gradients are read before the update.
     pub(crate) fn needs_norm(&self) -> bool {
         self.max_grad_norm.is_some() || self.non_finite != NonFinite::Propagate || self.norm_alarm.is_some()
     }
@@ -275,16 +313,19 @@ impl Control {
             growth_factor: scale.growth_factor,
             backoff_factor: scale.backoff_factor,
             growth_interval: scale.growth_interval,
+            max_skipped: self.allowed_skips(),
             norm_alarm: self.norm_alarm.as_ref().map_or(AlarmParams::default(), Alarm::params),
             rms_alarm: self.rms_alarm.as_ref().map_or(AlarmParams::default(), Alarm::params),
-            flags: flag(self.max_grad_norm.is_some(), control_flags::CLIP_NORM)
+            min_loss_scale: scale.min_scale,
+            flags: flag(self.max_grad_norm.is_some_and(f64::is_finite), control_flags::CLIP_NORM)
+                | flag(self.needs_norm(), control_flags::NORM)
                 | flag(skip_step, control_flags::SKIP_STEP)
                 | flag(self.non_finite == NonFinite::SkipTensor, control_flags::SKIP_TENSOR),
         }
     }
 
     /// `before` is what a control before this one has come to: the schedule goes on from there, and what both have of loss
-    /// scale and alarms.
+    /// scale and alarms; but another `init_scale` is a new loss scale.
     pub(crate) fn first_state(&self, before: Option<(&Self, ControlState)>) -> ControlState {
         let fresh =
             ControlState { loss_scale: 1.0, grad_scale: 1.0, unscale: 1.0, lr_factor: 1.0, ..ControlState::default() };
@@ -293,11 +334,11 @@ impl Control {
         let goes_on = before.map_or([false; 2], |(control, _)| watches(control));
         let alarm = |i: usize, state| if goes_on[i] && watches(self)[i] { state } else { AlarmState::default() };
         let (norm_alarm, rms_alarm) = (alarm(0, state.norm_alarm), alarm(1, state.rms_alarm));
-        let state = ControlState { rms: 0.0, rms_tensor: 0, norm_alarm, rms_alarm, ..state };
-        let scaled = before.is_some_and(|(control, _)| control.loss_scale.is_some());
+        let state = ControlState { rms: 0.0, rms_tensor: 0, left_out: 0, norm_alarm, rms_alarm, ..state };
+        let scale_before = before.and_then(|(control, _)| control.loss_scale);
         match self.loss_scale {
             None => ControlState { loss_scale: 1.0, growth_tracker: 0, ..state },
-            Some(_) if scaled => state,
+            Some(scale) if scale_before.is_some_and(|before| before.init_scale == scale.init_scale) => state,
             Some(scale) => ControlState { loss_scale: scale.init_scale, growth_tracker: 0, ..state },
         }
     }
@@ -305,13 +346,15 @@ impl Control {
 
 impl LossScale {
     fn check(&self) -> Result<()> {
-        let Self { init_scale, growth_factor, backoff_factor, growth_interval } = *self;
+        let Self { init_scale, growth_factor, backoff_factor, growth_interval, min_scale } = *self;
         let init = init_scale > 0.0 && init_scale < f32::INFINITY;
         in_range("loss_scale.init_scale", init_scale.into(), init, "(0, inf)")?;
         let growth = (1.0..f64::INFINITY).contains(&growth_factor);
         in_range("loss_scale.growth_factor", growth_factor, growth, "[1, inf)")?;
         let backoff = backoff_factor > 0.0 && backoff_factor <= 1.0;
         in_range("loss_scale.backoff_factor", backoff_factor, backoff, "(0, 1]")?;
+        let min = min_scale >= f32::MIN_POSITIVE && min_scale < f32::INFINITY;
+        in_range("loss_scale.min_scale", min_scale.into(), min, "[2^-126, inf)")?;
         in_range("loss_scale.growth_interval", 0.0, growth_interval > 0, "[1, inf)")
     }
 }
@@ -336,11 +379,12 @@ pub struct Status {
     pub skipped: u64,
     /// Steps skipped since the last one that was applied.
     pub skipped_running: u64,
-    /// Norm of the last step's gradients, unscaled, before clipping; 0 where it is not asked for. NaN stands for
-    /// every NaN.
-    pub grad_norm: f64,
-    /// Gradients of the last step that were NaN or infinite; 0 where it is not asked for.
-    pub non_finite: u64,
+    /// Norm of the last step's gradients, unscaled, before clipping, without the tensors that the step left out. NaN stands
+    /// for every NaN, and for no tensor at all. `None` before the first step, and where nothing asks for it:
+    /// [`Control::max_grad_norm`], [`Control::non_finite`] and [`Control::norm_alarm`] do.
+    pub grad_norm: Option<f64>,
+    /// Gradients of the last step that were NaN or infinite. `None` as for `grad_norm`.
+    pub non_finite: Option<u64>,
     /// What the last step multiplied its gradients by, clipping included.
     pub grad_scale: f64,
     /// The schedule's factor in the last step.
@@ -360,12 +404,13 @@ pub struct Status {
 
 impl From<ControlState> for Status {
     fn from(state: ControlState) -> Self {
+        let has_norm = state.has_norm != 0;
         Self {
             applied: state.applied,
             skipped: state.skipped,
             skipped_running: state.skipped_running,
-            grad_norm: state.grad_norm,
-            non_finite: state.non_finite,
+            grad_norm: has_norm.then_some(state.grad_norm),
+            non_finite: has_norm.then_some(state.non_finite),
             grad_scale: state.grad_scale,
             lr_factor: state.lr_factor,
             loss_scale: state.loss_scale,

@@ -5,7 +5,7 @@ use crate::classes::Classes;
 use crate::collect::{collect, firsts};
 use crate::config::AdamWConfig;
 use crate::control::Control;
-use crate::decide::{NO_PEAK, decide, larger, peak_of};
+use crate::decide::{NO_PEAK, decide, is_bad_sum, larger, peak_of, unscale_of};
 use crate::metrics::Record;
 use crate::norm;
 use crate::plan::Plan;
@@ -14,8 +14,8 @@ use crate::scalars::step_scalars;
 use crate::simd::Simd;
 use crate::table::step_flags::SKIP;
 use crate::table::{
-    Chunk, Class, ControlState, FullParams, Hyper, Peak, Squares, StepScalars, Sums, TensorRow, control_flags,
-    full_flags,
+    Chunk, Class, ControlState, FullParams, Gradients, Hyper, Peak, Squares, StepScalars, Sums, TensorRow,
+    control_flags, full_flags,
 };
 use crate::{cpu, full};
 
@@ -69,7 +69,8 @@ pub(crate) struct HostControl {
     tables: Tables,
     classes: Vec<Class>,
     squares: Vec<Squares>,
-    bad_tensors: Vec<u32>,
+    /// With `SKIP_TENSOR`, of each tensor.
+    bad_tensors: Vec<bool>,
     scalars: Vec<StepScalars>,
     sums: Vec<Sums>,
     record: Option<Record>,
@@ -93,6 +94,10 @@ impl HostControl {
 
     pub(crate) fn counts(&self) -> Vec<u64> {
         self.tables.counts.clone()
+    }
+
+    pub(crate) fn count(&self, class: usize) -> u64 {
+        self.tables.counts[class]
     }
 
     pub(crate) fn record(&self) -> Option<Record> {
@@ -139,20 +144,43 @@ impl HostControl {
     /// As for [`crate::cpu::run`], for the gradients alone.
     unsafe fn prepare(&mut self, simd: Simd, control: &Control, grad_scale: f64, rows: &[TensorRow]) {
         let peak = self.last_peak();
-        let Self { tables, classes, squares, bad_tensors, .. } = self;
-        let chunks = if tables.norm { &tables.chunks[..] } else { &[] };
+        let chunks = if self.tables.norm { &self.tables.chunks[..] } else { &[] };
         // SAFETY: the caller's promise; as many squares as chunks.
-        unsafe { norm::of_chunks(simd, chunks, rows, squares) };
-        let params = control.params(0);
-        if params.flags & control_flags::SKIP_TENSOR != 0 {
-            mark_bad_tensors(bad_tensors, classes.len(), chunks, squares);
-        }
-        let sum = norm::total(squares, chunks, bad_tensors);
-        let non_finite = squares.iter().map(|squares| u64::from(squares.non_finite)).sum();
-        let listed = control.schedule.listed(tables.state.applied);
-        decide(&params, sum, non_finite, &peak, listed, grad_scale, &mut tables.state);
+        unsafe { norm::of_chunks(simd, chunks, rows, &mut self.squares) };
+        let (params, state) = (control.params(0), &self.tables.state);
+        let unscale = unscale_of(grad_scale, state.loss_scale);
+        let listed = control.schedule.listed(state.applied);
+        let gradients = match params.flags & control_flags::SKIP_TENSOR {
+            0 => self.gradients(unscale),
+            _ => self.gradients_by_tensor(unscale, rows),
+        };
+        decide(&params, &gradients, &peak, listed, unscale, &mut self.tables.state);
         self.scalars.resize(self.classes.len(), StepScalars::default());
         (0..self.classes.len()).for_each(|i| self.advance(i, self.classes[i]));
+    }
+
+    fn gradients(&self, unscale: f64) -> Gradients {
+        let bad = !self.squares.is_empty() && is_bad_sum(norm::largest(&self.squares), unscale);
+        let squares = norm::total(&self.squares, |_| true);
+        Gradients { squares, non_finite: self.non_finite(), bad: bad.into(), good: 0 }
+    }
+
+    /// Finds the tensors that are to be left out, and leaves them out.
+    fn gradients_by_tensor(&mut self, unscale: f64, rows: &[TensorRow]) -> Gradients {
+        let Self { tables, squares, bad_tensors, .. } = self;
+        let of_tensor = |ends: &[u32]| squares.get(ends[0] as usize..ends[1] as usize).unwrap_or_default();
+        let is_bad = |ends| !squares.is_empty() && is_bad_sum(norm::largest(of_tensor(ends)), unscale);
+        bad_tensors.clear();
+        bad_tensors.extend(tables.firsts.windows(2).map(is_bad));
+        let tensor = |i: usize| tables.chunks[i].tensor as usize;
+        let good = (0..squares.len()).any(|i| rows[tensor(i)].has_grad() && !bad_tensors[tensor(i)]);
+        let sum = norm::total(squares, |i| !bad_tensors[tensor(i)]);
+        let bad = bad_tensors.contains(&true);
+        Gradients { squares: sum, non_finite: self.non_finite(), bad: bad.into(), good: good.into() }
+    }
+
+    fn non_finite(&self) -> u64 {
+        self.squares.iter().map(|squares| u64::from(squares.non_finite)).sum()
     }
 
     /// The largest RMS_t of a tensor in the last step.
@@ -165,7 +193,7 @@ impl HostControl {
     /// The step count and the scalars of one class.
     fn advance(&mut self, i: usize, of: Class) {
         let Tables { hypers, state, counts, .. } = &mut self.tables;
-        let is_bad = self.bad_tensors.get(i).is_some_and(|&bad| bad != 0);
+        let is_bad = self.bad_tensors.get(i).is_some_and(|&bad| bad);
         let steps = of.has_grad != 0 && state.skip == 0 && !is_bad;
         counts[i] += u64::from(steps);
         let h = hypers[of.group as usize];
@@ -174,11 +202,4 @@ impl HostControl {
         self.scalars[i] = step_scalars(&h, counts[i].max(1), state.grad_scale);
         self.scalars[i].flags |= if steps { 0 } else { SKIP };
     }
-}
-
-fn mark_bad_tensors(bad: &mut Vec<u32>, tensors: usize, chunks: &[Chunk], squares: &[Squares]) {
-    bad.clear();
-    bad.resize(tensors, 0);
-    let found = chunks.iter().zip(squares).filter(|(_, squares)| squares.non_finite > 0);
-    found.for_each(|(chunk, _)| bad[chunk.tensor as usize] = 1);
 }

@@ -14,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::kernels::Kernel;
 use crate::metrics::Record;
 use crate::table::{
-    Chunk, Class, ControlParams, ControlState, Counter, FinalizeTables, Hyper, Squares, StepScalars, control_flags,
+    Chunk, Class, ControlParams, ControlState, Counter, FinalizeTables, Hyper, NormPart, StepScalars, control_flags,
+    norm_words,
 };
 use cudarc::driver::{CudaFunction, CudaSlice, DevicePtr, LaunchConfig, PushKernelArg};
 use std::mem::offset_of;
@@ -41,8 +42,13 @@ pub(crate) struct CudaControl {
     /// Of these, those of which the norm is asked for: all, or 0.
     chunk_count: u32,
     full: Option<CudaFull>,
-    squares: Table<Squares>,
-    bad_tensors: Option<Table<u32>>,
+    /// Zeros between two steps.
+    parts: Table<NormPart>,
+    part_count: u32,
+    /// A part is of one tensor.
+    skips_tensors: bool,
+    /// The norm was launched and the decision was not, which clears the parts.
+    stale_parts: bool,
     /// Of each tensor, if RMS_t is watched.
     lens: Option<Table<u64>>,
     tensor_count: u32,
@@ -66,7 +72,12 @@ impl CudaControl {
         let doing = "upload the control of the steps";
         let list = Table::of(stream, control.schedule.list(), doing)?;
         let params = control.params(list.address);
-        let skips_tensors = params.flags & control_flags::SKIP_TENSOR != 0;
+        let chunk_count = if tables.norm { count(&tables.chunks) } else { 0 };
+        let parts = match params.flags & control_flags::SKIP_TENSOR {
+            _ if chunk_count == 0 => 0,
+            0 => norm_words::NORM_PARTS as usize,
+            _ => tensors,
+        };
         let mut counters = Table::zeros(stream, tensors, doing)?;
         counters.upload(&tables.counts.iter().map(|&now| Counter { now, before: now }).collect::<Vec<_>>(), doing)?;
         if tables.norm {
@@ -79,10 +90,12 @@ impl CudaControl {
             _list: list,
             state: Table::of(stream, &[tables.state; 2], doing)?,
             chunks: Table::of(stream, &tables.chunks, doing)?,
-            chunk_count: if tables.norm { count(&tables.chunks) } else { 0 },
+            chunk_count,
             full: tables.full.map(|params| CudaFull::new(device, params, tables)).transpose()?,
-            squares: Table::zeros(stream, tables.chunks.len(), doing)?,
-            bad_tensors: skips_tensors.then(|| Table::zeros(stream, tensors, doing)).transpose()?,
+            parts: Table::zeros(stream, parts, doing)?,
+            part_count: u32::try_from(parts).unwrap_or(u32::MAX), // which counts tensors
+            skips_tensors: params.flags & control_flags::SKIP_TENSOR != 0,
+            stale_parts: false,
             lens: (!tables.lens.is_empty()).then(|| Table::of(stream, &tables.lens, doing)).transpose()?,
             tensor_count: u32::try_from(tensors).unwrap_or(u32::MAX), // which counts them
             hypers: Table::of(stream, &tables.hypers, doing)?,
@@ -128,7 +141,15 @@ impl CudaControl {
 
     pub(crate) fn counts(&self) -> Result<Vec<u64>> {
         let counters = self.counters.read(0, self.counted)?;
-        Ok(counters.into_iter().map(|counter| if self.undo { counter.before } else { counter.now }).collect())
+        Ok(counters.into_iter().map(|counter| self.applied(counter)).collect())
+    }
+
+    pub(crate) fn count(&self, class: usize) -> Result<u64> {
+        Ok(self.applied(self.counters.read(class, 1)?[0]))
+    }
+
+    const fn applied(&self, counter: Counter) -> u64 {
+        if self.undo { counter.before } else { counter.now }
     }
 
     /// Where the scalars of the step will lie.
@@ -153,16 +174,8 @@ impl CudaControl {
     /// # Safety
     /// `rows` is the address of as many rows as the chunks name, and their gradients may be read on the stream.
     pub(crate) unsafe fn decide(&mut self, rows: u64, grad_scale: f64) -> Result<()> {
-        if self.chunk_count > 0 {
-            let mut launch = self.device.stream.launch_builder(self.device.kernel(Kernel::GradNorm)?);
-            launch.arg(&rows).arg(&self.chunks.address).arg(&self.squares.address);
-            let grid =
-                LaunchConfig { grid_dim: (self.chunk_count, 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 };
-            // SAFETY: the arguments are those of the kernel, in type and order. One block a chunk; every chunk lies in its
-            // tensor (src/plan.rs), whose row names a gradient as long as that (the caller's promise); `squares` has
-            // one for each chunk.
-            unsafe { launch.launch(grid) }.map_err(while_doing("launch the norm of the gradients"))?;
-        }
+        // SAFETY: the caller's promise.
+        unsafe { self.norm(rows)? };
         // The guard waits for who writes it, and records our reading after the launch.
         let scalar = self.grad_scalar.as_ref().map(|scalar| scalar.device_ptr(&self.device.stream));
         let tables = self.tables(grad_scale, scalar.as_ref().map_or(0, |(address, _)| *address));
@@ -173,7 +186,32 @@ impl CudaControl {
         // classes, counters and scalars have room for as many as there are tensors, which classes never outnumber.
         unsafe { launch.launch(grid) }.map_err(while_doing("launch the decision on the step"))?;
         drop(scalar);
-        self.undo = true;
+        (self.undo, self.stale_parts) = (true, false);
+        Ok(())
+    }
+
+    /// Adds the gradients' squares to the parts, if they are asked for.
+    ///
+    /// # Safety
+    /// As for [`CudaControl::decide`].
+    unsafe fn norm(&mut self, rows: u64) -> Result<()> {
+        if self.chunk_count == 0 {
+            return Ok(());
+        }
+        let doing = "launch the norm of the gradients";
+        let kernel = self.device.kernel(Kernel::GradNorm)?;
+        if self.stale_parts {
+            self.parts.clear(doing)?;
+        }
+        let by_tensor = u32::from(self.skips_tensors);
+        let mut launch = self.device.stream.launch_builder(kernel);
+        launch.arg(&rows).arg(&self.chunks.address).arg(&self.parts.address).arg(&by_tensor);
+        let grid = LaunchConfig { grid_dim: (self.chunk_count, 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 };
+        self.stale_parts = true;
+        // SAFETY: the arguments are those of the kernel, in type and order. One block a chunk; every chunk lies in its
+        // tensor (src/plan.rs), whose row names a gradient as long as that (the caller's promise). There are `NORM_PARTS`
+        // parts, or with `by_tensor` one of each tensor.
+        unsafe { launch.launch(grid) }.map_err(while_doing(doing))?;
         Ok(())
     }
 
@@ -207,9 +245,7 @@ impl CudaControl {
         FinalizeTables {
             params: self.params.address,
             state: self.state.address,
-            squares: self.squares.address,
-            chunks: self.chunks.address,
-            bad_tensors: self.bad_tensors.as_ref().map_or(0, |bad| bad.address),
+            parts: self.parts.address,
             hypers: self.hypers.address,
             classes: self.classes.address,
             counters: self.counters.address,
@@ -218,7 +254,7 @@ impl CudaControl {
             record: self.full.as_ref().map_or(0, CudaFull::record_address),
             lens: self.lens.as_ref().map_or(0, |lens| lens.address),
             grad_scale,
-            chunk_count: self.chunk_count,
+            part_count: self.part_count,
             class_count: u32::try_from(self.uploaded.len()).unwrap_or(u32::MAX), // no more than tensors
             tensor_count: self.tensor_count,
             undo: self.undo.into(),

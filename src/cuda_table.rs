@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::table::{
     Chunk, Class, CollectTables, ControlParams, ControlState, Counter, FinalizeTables, FullParams, Hyper,
-    InlineScalars, Squares, StepScalars, SumRow, Sums, TensorRow,
+    InlineScalars, NormPart, StepScalars, SumRow, Sums, TensorRow,
 };
 use cudarc::driver::sys::CUstreamCaptureStatus;
 use cudarc::driver::{CudaStream, DeviceRepr, DriverError, ValidAsZeroBits, result};
@@ -29,7 +29,7 @@ macro_rules! in_tables {
         unsafe impl ValidAsZeroBits for $row {}
     )+};
 }
-in_tables!(SumRow, TensorRow, Chunk, StepScalars, Hyper, ControlParams, ControlState, Class, Counter, Squares, Sums);
+in_tables!(SumRow, TensorRow, Chunk, StepScalars, Hyper, ControlParams, ControlState, Class, Counter, NormPart, Sums);
 
 pub(crate) fn while_doing(doing: &'static str) -> impl Fn(DriverError) -> Error {
     move |source| Error::Driver { doing, source }
@@ -51,10 +51,16 @@ impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
         refuse_capture(stream)?;
         let bytes = len.max(1) * size_of::<T>(); // zero bytes cannot be allocated
         let address = allocate(stream, bytes).map_err(while_doing(doing))?;
-        let table = Self { address, len, stream: stream.clone(), element: PhantomData };
-        // SAFETY: the whole of a new allocation, which `table` frees on this stream.
-        unsafe { result::memset_d8_async(address, 0, bytes, stream.cu_stream()) }.map_err(while_doing(doing))?;
+        let mut table = Self { address, len, stream: stream.clone(), element: PhantomData };
+        table.clear(doing)?;
         Ok(table)
+    }
+
+    /// Zeros from now on.
+    pub(crate) fn clear(&mut self, doing: &'static str) -> Result<()> {
+        let bytes = self.len.max(1) * size_of::<T>();
+        // SAFETY: the whole of the allocation, of numbers for which zero is a value.
+        unsafe { result::memset_d8_async(self.address, 0, bytes, self.stream.cu_stream()) }.map_err(while_doing(doing))
     }
 
     pub(crate) fn upload(&mut self, from: &[T], doing: &'static str) -> Result<()> {

@@ -12,14 +12,16 @@
 )]
 
 use crate::rounding::{
-    add_rn64, add_wrap64, canonical64, count_to_f64, div_rn64, fma_rn64, has, is_finite, is_finite64, mul_rn64, select,
-    sqrt_rn64, sub_rn64, to_f32_rn, to_f64,
+    abs64, add_rn64, add_wrap64, canonical64, count_to_f64, div_rn64, fma_rn64, has, is_finite, is_finite64, mul_rn64,
+    nan64, select, sqrt_rn64, sub_rn64, sub_wrap64, to_f32_rn, to_f64,
 };
 use crate::table::alarm_flags::{ALARM, SKIP_ALARM};
-use crate::table::control_flags::{CLIP_NORM, SKIP_STEP};
+use crate::table::control_flags::{CLIP_NORM, NORM, SKIP_STEP, SKIP_TENSOR};
 use crate::table::schedule_kinds::{COSINE, INVERSE_SQRT, LINEAR, LISTED};
 use crate::table::sums_flags::STEPPED;
-use crate::table::{AlarmParams, AlarmState, ControlParams, ControlState, Peak, ScheduleParams, TensorSums};
+use crate::table::{
+    AlarmParams, AlarmState, ControlParams, ControlState, Gradients, Overrun, Peak, ScheduleParams, TensorSums,
+};
 
 /// `cos(pi x)` for x from 0 to 1, within 4e-16: the Taylor series of `sin(pi y)` at `y = 1/2 - x`.
 fn cos_pi(x: f64) -> f64 {
@@ -48,10 +50,12 @@ pub(crate) fn schedule_factor(s: ScheduleParams, applied: u64, listed: f64) -> f
     let next = add_rn64(step, 1.0);
     let start = count_to_f64(s.start);
     let rise = select(applied < s.warmup, div_rn64(next, count_to_f64(s.warmup)), 1.0);
-    // How much of the decay is over, 0 to 1.
-    let during = div_rn64(sub_rn64(step, start), sub_rn64(count_to_f64(s.end), start));
-    let over = select(applied <= s.start, 0.0, select(applied >= s.end, 1.0, during));
-    let cosine = mul_rn64(0.5, add_rn64(1.0, cos_pi(over)));
+    // How much of the decay is over, 0 to 1. The counts are subtracted before they are rounded.
+    let length = count_to_f64(sub_wrap64(s.end, s.start));
+    let during = div_rn64(count_to_f64(sub_wrap64(applied, s.start)), length);
+    let ended = applied >= s.end;
+    let over = select(applied <= s.start, 0.0, select(ended, 1.0, during));
+    let cosine = select(ended, 0.0, mul_rn64(0.5, add_rn64(1.0, cos_pi(over))));
     let left = select(s.kind == COSINE, cosine, select(s.kind == LINEAR, sub_rn64(1.0, over), 1.0));
     let root = select(next > start, sqrt_rn64(div_rn64(start, next)), 1.0);
     let decayed = fma_rn64(left, sub_rn64(1.0, s.floor), s.floor);
@@ -68,15 +72,35 @@ fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     // } twin
 }
 
-/// The rules of PyTorch's `GradScaler`.
+/// True if no square of a gradient of a chunk can be relied on: `sum` is that of the squares as they lie in memory, and the
+/// update squares what is `unscale` times as large, in f32. The bound is 2^128 - 2^108: all roundings on the way are less
+/// than 2^-20.
+pub(crate) fn is_bad_sum(sum: f32, unscale: f64) -> bool {
+    // twin: is_bad_sum {
+    let scale = to_f64(to_f32_rn(unscale));
+    let scaled = mul_rn64(mul_rn64(to_f64(sum), scale), scale);
+    return !(scaled < 3.4028204240238481e38);
+    // } twin
+}
+
+/// True if the f32 that the update multiplies by stands for `multiplier`: neither infinite nor NaN, nor 0 by rounding.
+fn is_usable(multiplier: f64) -> bool {
+    // twin: is_usable {
+    let rounded = to_f32_rn(multiplier);
+    return is_finite(rounded) & ((rounded != 0.0) | (multiplier == 0.0));
+    // } twin
+}
+
+/// PyTorch's `GradScaler`'s rules, and a floor.
 fn next_loss_scale(c: &ControlParams, finite: bool, s: &mut ControlState) {
     // twin: next_loss_scale {
     let scale = to_f64(s.loss_scale);
     let finite_steps = select(finite, add_wrap64(s.growth_tracker, 1), 0);
-    let grow = finite & (finite_steps == c.growth_interval);
+    let grow = finite & (finite_steps >= c.growth_interval);
     let grown = to_f32_rn(mul_rn64(scale, c.growth_factor));
     let kept = select(grow & is_finite(grown), grown, s.loss_scale);
-    s.loss_scale = select(finite, kept, to_f32_rn(mul_rn64(scale, c.backoff_factor)));
+    let smaller = to_f32_rn(mul_rn64(scale, c.backoff_factor));
+    s.loss_scale = select(finite, kept, select(smaller > c.min_loss_scale, smaller, c.min_loss_scale));
     s.growth_tracker = select(grow, 0, finite_steps);
     // } twin
 }
@@ -107,13 +131,15 @@ pub(crate) fn larger(a: &Peak, b: &Peak) -> Peak {
     // } twin
 }
 
-/// What an alarm has come to with one more value: whether that is too far above the mean; and mean and variance with it.
-fn watch(a: AlarmParams, value: f64, s: AlarmState) -> AlarmState {
+/// An alarm's state after one more value. A value of some of the tensors alone is not `complete`: it may raise the alarm, since
+/// the missing ones can only add to it, but enters no mean.
+fn watch(a: AlarmParams, value: f64, complete: bool, s: AlarmState) -> AlarmState {
     let mut x = AlarmState::default();
     // twin: watch {
     let limit = fma_rn64(a.sigmas, sqrt_rn64(s.variance), s.mean);
     let counts = has(a.flags, ALARM) & is_finite64(value);
     let raised = counts & (s.count >= a.steps) & (value > limit);
+    let counted = counts & complete;
     // One spike must not hide the next: it counts as the limit.
     let seen = select(raised, limit, value);
     let count = select(s.count < a.steps, add_wrap64(s.count, 1), a.steps);
@@ -121,9 +147,9 @@ fn watch(a: AlarmParams, value: f64, s: AlarmState) -> AlarmState {
     let weight = div_rn64(1.0, count_to_f64(count));
     let apart = sub_rn64(seen, s.mean);
     let variance = mul_rn64(sub_rn64(1.0, weight), fma_rn64(mul_rn64(weight, apart), apart, s.variance));
-    x.mean = select(counts, fma_rn64(weight, apart, s.mean), s.mean);
-    x.variance = select(counts, variance, s.variance);
-    x.count = select(counts, count, s.count);
+    x.mean = select(counted, fma_rn64(weight, apart, s.mean), s.mean);
+    x.variance = select(counted, variance, s.variance);
+    x.count = select(counted, count, s.count);
     x.alarms = add_wrap64(s.alarms, select(raised, 1, 0));
     x.raised = select(raised, 1, 0);
     return x;
@@ -136,40 +162,56 @@ fn skips(a: AlarmParams, s: AlarmState) -> bool {
     // } twin
 }
 
-/// `squares` is the sum of the gradients' squares as they lie in memory; `non_finite` of them are NaN or infinite. `peak`
-/// is of the step before.
-pub(crate) fn decide(
-    c: &ControlParams,
-    squares: f64,
-    non_finite: u64,
-    peak: &Peak,
-    listed: f64,
-    grad_scale: f64,
-    s: &mut ControlState,
-) {
+/// The report of skipped steps with the last one: it was one too many if it is `over`.
+fn overran(over: bool, s: &ControlState) -> Overrun {
+    let mut x = Overrun::default();
+    // twin: overran {
+    x.count = add_wrap64(s.overrun.count, select(over, 1, 0));
+    x.skipped_running = select(over, s.skipped_running, s.overrun.skipped_running);
+    x.non_finite = select(over, s.non_finite, s.overrun.non_finite);
+    x.grad_norm = select(over, s.grad_norm, s.overrun.grad_norm);
+    return x;
+    // } twin
+}
+
+/// What a gradient is multiplied by, clipping apart.
+pub(crate) fn unscale_of(grad_scale: f64, loss_scale: f32) -> f64 {
+    // twin: unscale_of {
+    return div_rn64(grad_scale, to_f64(loss_scale));
+    // } twin
+}
+
+/// Decides what the step is to be. `unscale` multiplies every gradient beside clipping. `peak` is of the step before.
+pub(crate) fn decide(c: &ControlParams, g: &Gradients, peak: &Peak, listed: f64, unscale: f64, s: &mut ControlState) {
     // twin: decide {
-    let unscale = div_rn64(grad_scale, to_f64(s.loss_scale));
-    let norm = mul_rn64(sqrt_rn64(squares), unscale);
-    // The squares of finite gradients may not be: such a norm is as bad.
-    let finite = (non_finite == 0) & is_finite64(norm);
+    let complete = g.bad == 0;
+    let taken = complete | (g.good > 0) | !has(c.flags, SKIP_TENSOR);
+    let norm = select(taken, mul_rn64(sqrt_rn64(g.squares), abs64(unscale)), nan64());
+    let clip = select(has(c.flags, CLIP_NORM), clip_factor(norm, c.max_grad_norm), 1.0);
+    let grad_scale = mul_rn64(unscale, clip);
+    let usable = is_usable(unscale) & is_usable(grad_scale);
+    let finite = complete & usable;
     // Without a peak NaN, which no alarm counts.
     let rms = sqrt_rn64(peak.square);
-    s.norm_alarm = watch(c.norm_alarm, norm, s.norm_alarm);
-    s.rms_alarm = watch(c.rms_alarm, rms, s.rms_alarm);
+    s.norm_alarm = watch(c.norm_alarm, norm, complete, s.norm_alarm);
+    s.rms_alarm = watch(c.rms_alarm, rms, s.left_out == 0, s.rms_alarm);
     let alarm = skips(c.norm_alarm, s.norm_alarm) | skips(c.rms_alarm, s.rms_alarm);
-    let skip = (has(c.flags, SKIP_STEP) & !finite) | alarm;
-    let clip = select(has(c.flags, CLIP_NORM), clip_factor(norm, c.max_grad_norm), 1.0);
+    let all_bad = has(c.flags, SKIP_TENSOR) & !(taken & usable);
+    let skip = (has(c.flags, SKIP_STEP) & !finite) | all_bad | alarm;
     s.grad_norm = canonical64(norm);
     s.unscale = unscale;
-    s.grad_scale = canonical64(mul_rn64(unscale, clip));
+    s.grad_scale = canonical64(grad_scale);
     s.lr_factor = schedule_factor(c.schedule, s.applied, listed);
-    s.non_finite = non_finite;
+    s.non_finite = g.non_finite;
+    s.has_norm = select(has(c.flags, NORM), 1, 0);
+    s.left_out = select(has(c.flags, SKIP_TENSOR) & !complete, 1, 0);
     s.rms = select(is_finite64(rms), rms, 0.0);
     s.rms_tensor = peak.tensor;
     s.skip = select(skip, 1, 0);
     s.applied = add_wrap64(s.applied, select(skip, 0, 1));
     s.skipped = add_wrap64(s.skipped, select(skip, 1, 0));
     s.skipped_running = select(skip, add_wrap64(s.skipped_running, 1), 0);
+    s.overrun = overran(s.skipped_running > c.max_skipped, s);
     next_loss_scale(c, finite, s);
     // } twin
 }
@@ -225,7 +267,10 @@ mod tests {
 
     fn decided(control: &Control, squares: f64, non_finite: u64) -> ControlState {
         let mut state = control.first_state(None);
-        decide(&control.params(0), squares, non_finite, &NO_PEAK, 1.0, 1.0, &mut state);
+        let bad = u64::from(non_finite > 0 || !squares.is_finite());
+        let gradients = Gradients { squares, non_finite, bad, good: 0 };
+        let unscale = unscale_of(1.0, state.loss_scale);
+        decide(&control.params(0), &gradients, &NO_PEAK, 1.0, unscale, &mut state);
         state
     }
 

@@ -145,6 +145,15 @@ impl Engine {
         }
     }
 
+    /// The step count of one class, as [`Engine::counts`] has it.
+    pub(crate) fn count(&self, class: usize) -> Result<Option<u64>> {
+        match self {
+            Self::Cpu(_, _, control) => Ok(control.as_ref().map(|control| control.count(class))),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_, control) => control.as_ref().map(|control| control.count(class)).transpose(),
+        }
+    }
+
     #[cfg(feature = "cuda")]
     pub(crate) fn loss_scale_address(&self) -> Option<u64> {
         match self {

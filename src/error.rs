@@ -132,6 +132,21 @@ pub enum Error {
         /// Its end.
         end: u64,
     },
+    /// A linear decay that would start before the rise has ended: the two would be multiplied.
+    #[error(
+        "schedule: the decay starts at step {start}, inside the warmup of {warmup} steps: start it at {warmup} or later"
+    )]
+    DecayInWarmup {
+        /// The decay's start.
+        start: u64,
+        /// The end of the rise.
+        warmup: u64,
+    },
+    /// A limit of skipped steps where no step can be skipped.
+    #[error(
+        "control: max_skipped needs something that skips: set non_finite: NonFinite::SkipStep, or an alarm with skip: true"
+    )]
+    MaxSkippedWithoutSkip,
     /// A loss scale where nothing looks for gradients that are not finite: it could not adapt.
     #[error("control: a loss scale needs non_finite to be another than Propagate")]
     LossScaleWithoutSkip,
@@ -157,7 +172,7 @@ pub enum Error {
         tensor: TensorId,
     },
     /// `grad_scale` out of its range, or NaN.
-    #[error("grad_scale is {value}, must be in [0, inf)")]
+    #[error("grad_scale is {value}, must be in [0, inf), as f32")]
     GradScale {
         /// What it was given.
         value: f64,

@@ -52,6 +52,26 @@ pub(crate) mod control_flags {
     pub(crate) const CLIP_NORM: u32 = 1;
     pub(crate) const SKIP_STEP: u32 = 2;
     pub(crate) const SKIP_TENSOR: u32 = 4;
+    pub(crate) const NORM: u32 = 8;
+    // } twin
+}
+
+/// The words of an [`ExactSum`](crate::exact_sum::ExactSum): limbs, and counts of addends that are not finite.
+pub(crate) mod exact_words {
+    // twin: exact words {
+    pub(crate) const LIMBS: u32 = 10;
+    pub(crate) const INFINITE_SUMS: u32 = 10;
+    pub(crate) const NAN_SUMS: u32 = 11;
+    pub(crate) const EXACT_WORDS: u32 = 12;
+    // } twin
+}
+
+/// The words of a [`NormPart`](crate::table::NormPart), and how many parts the chunks take turns at without `SKIP_TENSOR`.
+#[cfg(feature = "cuda")]
+pub(crate) mod norm_words {
+    // twin: norm words {
+    pub(crate) const NORM_WORDS: u32 = 16;
+    pub(crate) const NORM_PARTS: u32 = 64;
     // } twin
 }
 

@@ -172,13 +172,15 @@ impl Measured {
         }
     }
 
-    fn total(&self) -> Sums {
+    /// Of a chunk of `len` elements, the last of which may leave most threads with 0.
+    fn total(&self, len: usize) -> Sums {
         let [grad, param, update, ratio] = &self.threads;
         let mut threads = [Sums::default(); BLOCK];
+        let threads = &mut threads[..len.div_ceil(LANES).next_power_of_two().min(BLOCK)];
         for (i, x) in threads.iter_mut().enumerate() {
             *x = Sums { grad: grad[i], param: param[i], update: update[i], ratio: ratio[i], ..Sums::default() };
         }
-        add(&self.rest, &of_block(&threads, |a, b| add(&a, &b)))
+        add(&self.rest, &of_block(threads, |a, b| add(&a, &b)))
     }
 }
 
@@ -190,7 +192,8 @@ fn walk_chunk<I: Isa, P: Convert, G: Convert>(mut a: Arrays<'_, P, G>, s: &StepS
     let Arrays { param, grad, m, v, vmax, master, .. } = a;
     let param_at = param.as_ptr();
     let (weights, copies) = P::weights(param, master);
-    let mut measured = Measured { threads: [[0.0; BLOCK]; 4], rest: Sums::default() };
+    let len = weights.len();
+    let mut measured = measures.then(|| Measured { threads: [[0.0; BLOCK]; 4], rest: Sums::default() });
     let mut tile = Tile { before: [0.0; TILE], grad: [0.0; TILE], used: [0.0; TILE] };
     for start in (0..weights.len()).step_by(TILE) {
         let at = start..weights.len().min(start + TILE);
@@ -204,9 +207,9 @@ fn walk_chunk<I: Isa, P: Convert, G: Convert>(mut a: Arrays<'_, P, G>, s: &StepS
             Some(vmax) => walk::<I, P, f32, true>(s, weights, copies, used, m, v, vmax, next),
             None => walk::<I, P, f32, false>(s, weights, copies, used, m, v, &mut [], next),
         }
-        if measures {
+        if let Some(measured) = &mut measured {
             measured.add::<P>(&tile, start, s, weights, m, vmax.as_deref().unwrap_or(v));
         }
     }
-    measured.total()
+    measured.map_or(Sums::default(), |measured| measured.total(len))
 }

@@ -44,7 +44,8 @@
 //! | `table.rs`, `flags.rs` | the structs that cross to the device, and their constants | `cuda/table.cuh` |
 //! | `scalars.rs` | hyper-parameters and `t` to the f32 numbers an element needs | `cuda/scalars.cuh` |
 //! | `rounding.rs` | operations named by their rounding; bf16 and f16 | `cuda/rounding.cuh` |
-//! | `norm.rs` | the sum of the squares of all gradients, in one order | beside `cuda/norm.cuh` |
+//! | `norm.rs` | the sum of the squares of all gradients | beside `cuda/norm.cuh` |
+//! | `exact_sum.rs` | a sum that no order can change | `cuda/exact_sum.cuh` |
 //! | `decide.rs` | a norm and RMS_t to what the step is to be: multiplier, skip, loss scale, schedule | `cuda/decide.cuh` |
 //! | `classes.rs` | tensors with one step count, where the device counts | |
 //! | `controller.rs`, `cuda_control.rs` | a controlled step: norm, decision, scalars | beside `cuda/finalize.cuh` |
@@ -111,6 +112,7 @@ mod engine;
 #[cfg(feature = "cuda")]
 mod entries;
 mod error;
+mod exact_sum;
 mod flags;
 mod fma;
 mod full;

@@ -1,13 +1,14 @@
-//! The sum of the squares of all gradients. Which are added to which, and in which order, is a function of the
-//! tensors' order and lengths alone. Beside it on a GPU: `cuda/norm.cuh`, and `finalize.cuh` for the sum of the chunks.
+//! The sum of the squares of all gradients. Beside it on a GPU: `cuda/norm.cuh`, and `finalize.cuh` for the sum of the parts.
 //!
 //! A tensor is cut into chunks of [`NORM_CHUNK_LEN`]. In a chunk, gradient `i` is added to sum `i % 2048`, in f32; then
-//! the sums of 8 neighbours, of 32 such, of 8 such. The chunks are added in f64, to 1024 sums, and these at last.
+//! the sums of 8 neighbours, of 32 such, of 8 such. The chunks' sums are added exactly (`exact_sum.rs`) and rounded once: so
+//! no order of the tensors, and no cut of one at a multiple of the chunk's length, changes a bit.
 
 #![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
 
 use crate::cpu::{slice, tasks};
-use crate::rounding::{add_rn, add_rn64, canonical, is_finite, to_f64};
+use crate::exact_sum::ExactSum;
+use crate::rounding::{add_rn, canonical, is_finite};
 use crate::simd::{Isa, Simd, for_every_simd};
 use crate::table::{Chunk, Squares, TensorRow, dtypes, row_flags};
 use crate::tensor::Float;
@@ -24,8 +25,6 @@ const WARP: usize = 32;
 const WARPS: usize = 8;
 pub(crate) const BLOCK: usize = WARP * WARPS;
 const SUMS: usize = LANES * BLOCK;
-/// Threads of the block that adds up the chunks.
-const FINALIZE_BLOCK: usize = 1024;
 
 /// The squares of each chunk; of a tensor without a gradient, none.
 ///
@@ -64,18 +63,29 @@ unsafe fn of_chunk_inlined<I: Isa>(row: &TensorRow, chunk: Chunk) -> Squares {
     }
 }
 
+/// A short chunk leaves most sums 0, which change no bit of the total: they are left out.
 #[inline(always)]
 fn of<I: Isa, G: Float>(grad: &[G]) -> Squares {
-    let (mut sums, mut non_finite) = ([0.0_f32; SUMS], 0);
-    for row in grad.chunks(SUMS) {
-        non_finite += add_row::<I, G>(&mut sums, row);
+    match grad.len() {
+        0..=32 => by_sums::<I, G, 32>(grad),
+        33..=256 => by_sums::<I, G, 256>(grad),
+        _ => by_sums::<I, G, SUMS>(grad),
+    }
+}
+
+/// By the first `N` sums, a power of 2: as many as there are, or as elements.
+#[inline(always)]
+fn by_sums<I: Isa, G: Float, const N: usize>(grad: &[G]) -> Squares {
+    let (mut sums, mut non_finite) = ([0.0_f32; N], 0);
+    for row in grad.chunks(N) {
+        non_finite += add_row::<I, G, N>(&mut sums, row);
     }
     Squares { sum: canonical(tree(&sums)), non_finite }
 }
 
 /// Adds a row to the sums; how many of it are not finite. Squares of 16-bit gradients leave too many doubts to try them.
 #[inline(always)]
-fn add_row<I: Isa, G: Float>(sums: &mut [f32; SUMS], row: &[G]) -> u32 {
+fn add_row<I: Isa, G: Float, const N: usize>(sums: &mut [f32; N], row: &[G]) -> u32 {
     if I::MAY_DOUBT && !G::NARROW {
         let (isa, before) = (I::default(), *sums);
         let non_finite = add(&isa, sums, row);
@@ -91,7 +101,7 @@ fn add_row<I: Isa, G: Float>(sums: &mut [f32; SUMS], row: &[G]) -> u32 {
 const AHEAD: usize = 512;
 
 #[inline(always)]
-fn add<G: Float>(isa: &impl Isa, sums: &mut [f32; SUMS], row: &[G]) -> u32 {
+fn add<G: Float, const N: usize>(isa: &impl Isa, sums: &mut [f32; N], row: &[G]) -> u32 {
     let mut non_finite = 0;
     for (sums, grad) in sums.chunks_mut(RUN).zip(row.chunks(RUN)) {
         prefetch_run(grad.as_ptr().wrapping_add(AHEAD));
@@ -105,25 +115,29 @@ fn add<G: Float>(isa: &impl Isa, sums: &mut [f32; SUMS], row: &[G]) -> u32 {
 }
 
 #[inline(always)]
-fn tree(sums: &[f32; SUMS]) -> f32 {
-    let mut threads = [0.0_f32; BLOCK];
+fn tree<const N: usize>(sums: &[f32; N]) -> f32 {
+    let mut threads = [0.0_f32; N];
     for (thread, s) in threads.iter_mut().zip(sums.as_chunks::<LANES>().0) {
         let (low, high) =
             (add_rn(add_rn(s[0], s[1]), add_rn(s[2], s[3])), add_rn(add_rn(s[4], s[5]), add_rn(s[6], s[7])));
         *thread = add_rn(low, high);
     }
-    of_block(&threads, add_rn)
+    of_block(&mut threads[..N / LANES], add_rn)
 }
 
-/// The sum over the threads of a block, whole warps: of each warp, then of the warps.
+/// The sum over the first threads of a block, a power of 2, if the others have 0: of each warp, then of the warps.
 #[inline(always)]
-pub(crate) fn of_block<T: Copy + Default>(threads: &[T], add: impl Fn(T, T) -> T + Copy) -> T {
-    let mut warps = [T::default(); WARP];
-    let all = threads.as_chunks::<WARP>().0;
-    for (warp, threads) in warps.iter_mut().zip(all) {
-        *warp = halved(&mut threads.clone(), add);
+pub(crate) fn of_block<T: Copy + Default>(threads: &mut [T], add: impl Fn(T, T) -> T + Copy) -> T {
+    if threads.len() <= WARP {
+        return halved(threads, add);
     }
-    halved(&mut warps[..all.len()], add)
+    let mut warps = [T::default(); WARP];
+    let all = threads.as_chunks_mut::<WARP>().0;
+    let count = all.len();
+    for (warp, threads) in warps.iter_mut().zip(all) {
+        *warp = halved(threads, add);
+    }
+    halved(&mut warps[..count], add)
 }
 
 /// The sum of all: of those half of them apart, then a quarter, then neighbours.
@@ -139,15 +153,16 @@ fn halved<T: Copy>(values: &mut [T], add: impl Fn(T, T) -> T) -> T {
     values[0]
 }
 
-/// The sum of all chunks but those of tensors that are `bad`, if there are any such.
-pub(crate) fn total(squares: &[Squares], chunks: &[Chunk], bad: &[u32]) -> f64 {
-    let mut sums = [0.0_f64; FINALIZE_BLOCK];
-    for (i, (squares, chunk)) in squares.iter().zip(chunks).enumerate() {
-        let skipped = bad.get(chunk.tensor as usize).is_some_and(|&bad| bad != 0);
-        let sum = &mut sums[i % FINALIZE_BLOCK];
-        *sum = add_rn64(*sum, if skipped { 0.0 } else { to_f64(squares.sum) });
-    }
-    of_block(&sums, add_rn64)
+/// The exact sum of the chunks that `counts` holds for, rounded once.
+pub(crate) fn total(squares: &[Squares], counts: impl Fn(usize) -> bool) -> f64 {
+    let mut sum = ExactSum::default();
+    squares.iter().enumerate().filter(|&(i, _)| counts(i)).for_each(|(_, squares)| sum.add(squares.sum));
+    sum.value()
+}
+
+/// The largest sum of a chunk, where a NaN is larger than all else.
+pub(crate) fn largest<'a>(squares: impl IntoIterator<Item = &'a Squares>) -> f32 {
+    f32::from_bits(squares.into_iter().map(|squares| squares.sum.to_bits()).max().unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -196,10 +211,20 @@ mod tests {
     }
 
     #[test]
-    fn chunks_of_bad_tensors_are_left_out() {
+    fn chunks_that_do_not_count_are_left_out() {
         let squares = [1.0, 2.0, f32::NAN, 8.0].map(|sum| Squares { sum, non_finite: 0 });
-        let chunks = [0, 0, 1, 2].map(|tensor| Chunk { start: 0, tensor, len: 1 });
-        assert_eq!(total(&squares, &chunks, &[0, 1, 0]), 11.0);
-        assert!(total(&squares, &chunks, &[]).is_nan());
+        assert_eq!(total(&squares, |i| i != 2), 11.0);
+        assert!(total(&squares, |_| true).is_nan());
+    }
+
+    #[test]
+    fn the_largest_sum_is_nan_before_infinite_before_all() {
+        let largest = |sums: &[f32]| {
+            largest(&sums.iter().map(|&sum| Squares { sum, non_finite: 0 }).collect::<Vec<_>>()).to_bits()
+        };
+        assert_eq!(largest(&[]), 0);
+        assert_eq!(largest(&[1.0, 3e38, 2.0]), 3e38_f32.to_bits());
+        assert_eq!(largest(&[3e38, f32::INFINITY, 0.0]), f32::INFINITY.to_bits());
+        assert_eq!(largest(&[f32::INFINITY, f32::NAN]), f32::NAN.to_bits());
     }
 }

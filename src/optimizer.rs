@@ -61,6 +61,8 @@ pub struct AdamW {
     /// Of the last step, by class.
     scalars: Vec<StepScalars>,
     control: Option<Control>,
+    /// Steps skipped beyond the control's limit that `poll` has told of.
+    overruns: u64,
     sums: Option<Sums>,
     /// None, but their memory.
     guards: Guards<'static>,
@@ -157,6 +159,7 @@ impl AdamW {
             counts,
             scalars: Vec::new(),
             control: None,
+            overruns: 0,
             sums: None,
             guards: Guards::default(),
             may_be_captured: false,
@@ -180,7 +183,7 @@ impl AdamW {
         let read = |slot: Slot| self.arenas[slot.arena].read(slot.offset + tensor.phase, tensor.len);
         let has_master = tensor.started && tensor.dtype.is_some_and(Dtype::is_narrow);
         Ok(TensorState {
-            step: self.steps()?[index],
+            step: self.step_of(index)?,
             m: read(tensor.m)?,
             v: read(tensor.v)?,
             vmax: tensor.vmax.map(read).transpose()?,
@@ -236,6 +239,7 @@ impl AdamW {
     }
 
     fn set_groups(&mut self, groups: Vec<AdamWConfig>) -> Result<()> {
+        self.control.iter().try_for_each(|control| control.check_groups(&groups))?;
         self.engine.set_hypers(groups.iter().map(AdamWConfig::hyper).collect())?;
         self.groups = groups;
         Ok(())

@@ -73,15 +73,35 @@ pub(crate) fn fma_rn64(a: f64, b: f64, c: f64) -> f64 {
     a.mul_add(b, c)
 }
 
+#[inline(always)]
+pub(crate) fn abs64(a: f64) -> f64 {
+    a.abs()
+}
+
+#[inline(always)]
+pub(crate) fn nan64() -> f64 {
+    f64::NAN
+}
+
+#[inline(always)]
+pub(crate) fn infinity64() -> f64 {
+    f64::INFINITY
+}
+
+#[inline(always)]
+pub(crate) fn from_bits64(bits: u64) -> f64 {
+    f64::from_bits(bits)
+}
+
 /// Exact.
 #[inline(always)]
 pub(crate) fn to_f64(a: f32) -> f64 {
     a.into()
 }
 
-/// Exact below 2^53.
+/// Exact below 2^53; else to the nearest, ties to even.
 #[inline(always)]
-#[expect(clippy::cast_precision_loss, reason = "a count of steps")]
+#[expect(clippy::cast_precision_loss, reason = "the rounding is the point")]
 pub(crate) fn count_to_f64(a: u64) -> f64 {
     a as f64
 }
@@ -100,6 +120,22 @@ pub(crate) fn add_wrap(a: u32, b: u32) -> u32 {
 #[inline(always)]
 pub(crate) fn add_wrap64(a: u64, b: u64) -> u64 {
     a.wrapping_add(b)
+}
+
+#[inline(always)]
+pub(crate) fn sub_wrap64(a: u64, b: u64) -> u64 {
+    a.wrapping_sub(b)
+}
+
+#[inline(always)]
+pub(crate) fn to_u64(a: u32) -> u64 {
+    a.into()
+}
+
+/// 0 to 64.
+#[inline(always)]
+pub(crate) fn leading_zeros64(a: u64) -> u64 {
+    a.leading_zeros().into()
 }
 
 #[inline(always)]

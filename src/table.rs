@@ -146,14 +146,18 @@ pub(crate) struct ControlParams {
     /// Of the loss scale after a step that was not finite.
     pub(crate) backoff_factor: f64,
     pub(crate) growth_interval: u64,
+    /// More steps skipped one after the other are counted in [`ControlState::overrun`].
+    pub(crate) max_skipped: u64,
     /// Of the gradients' norm.
     pub(crate) norm_alarm: AlarmParams,
     /// Of the largest RMS_t of a tensor.
     pub(crate) rms_alarm: AlarmParams,
+    /// The loss scale does not fall below.
+    pub(crate) min_loss_scale: f32,
     /// Of [`control_flags`].
     pub(crate) flags: u32,
 }
-const _: () = assert!(size_of::<ControlParams>() == 144);
+const _: () = assert!(size_of::<ControlParams>() == 152);
 
 /// What an alarm has come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -170,6 +174,19 @@ pub(crate) struct AlarmState {
     pub(crate) raised: u64,
 }
 const _: () = assert!(size_of::<AlarmState>() == 40);
+
+/// Steps skipped beyond `max_skipped`: kept until the host asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct Overrun {
+    /// Such steps, in all.
+    pub(crate) count: u64,
+    /// `skipped_running`, `non_finite` and `grad_norm` of the newest of them.
+    pub(crate) skipped_running: u64,
+    pub(crate) non_finite: u64,
+    pub(crate) grad_norm: f64,
+}
+const _: () = assert!(size_of::<Overrun>() == 32);
 
 /// What a controlled optimizer knows of itself: on its device, where each step changes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -197,15 +214,20 @@ pub(crate) struct ControlState {
     pub(crate) rms: f64,
     pub(crate) norm_alarm: AlarmState,
     pub(crate) rms_alarm: AlarmState,
+    pub(crate) overrun: Overrun,
     /// Of the next step.
     pub(crate) loss_scale: f32,
     /// Whether the last step was skipped.
     pub(crate) skip: u32,
     /// The tensor that `rms` is of.
     pub(crate) rms_tensor: u32,
+    /// 1 if the last step left tensors out: [`control_flags::SKIP_TENSOR`].
+    pub(crate) left_out: u32,
+    /// 1 if `grad_norm` and `non_finite` were computed in the last step.
+    pub(crate) has_norm: u32,
     pub(crate) padding: u32,
 }
-const _: () = assert!(size_of::<ControlState>() == 176);
+const _: () = assert!(size_of::<ControlState>() == 216);
 
 /// Tensors of one group that have had their gradients in the same steps so far, and so have one step count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -255,6 +277,30 @@ pub(crate) struct Squares {
 }
 const _: () = assert!(size_of::<Squares>() == 8);
 
+/// What the gradients of a step amount to, as they lie in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct Gradients {
+    /// The sum of their squares; without the tensors that are left out.
+    pub(crate) squares: f64,
+    /// How many are NaN or infinite.
+    pub(crate) non_finite: u64,
+    /// Not 0 if some chunk is bad: [`crate::decide::is_bad_sum`].
+    pub(crate) bad: u64,
+    /// Not 0 if some chunk with a gradient is in no tensor that is left out.
+    pub(crate) good: u64,
+}
+const _: () = assert!(size_of::<Gradients>() == 32);
+
+/// The sums of squares of several chunks on a GPU, in 64-bit words: the first 12 are those of
+/// [`crate::exact_sum::ExactSum`], the others stand in `cuda/norm.cuh`.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct NormPart {
+    pub(crate) words: [u64; norm_words::NORM_WORDS as usize],
+}
+
 /// The argument of the kernel `finalize`: addresses of tables, and their lengths.
 #[cfg(feature = "cuda")]
 #[derive(Clone, Copy, Debug)]
@@ -264,12 +310,8 @@ pub(crate) struct FinalizeTables {
     pub(crate) params: u64,
     /// Two [`ControlState`]s: after and before the last step.
     pub(crate) state: u64,
-    /// A [`Squares`] of each chunk.
-    pub(crate) squares: u64,
-    /// The [`Chunk`]s.
-    pub(crate) chunks: u64,
-    /// 0, or a u32 for each tensor, which is then a class of its own: not 0 where a gradient is not finite.
-    pub(crate) bad_tensors: u64,
+    /// The [`NormPart`]s: with `SKIP_TENSOR` one of each tensor, which is then a class of its own.
+    pub(crate) parts: u64,
     /// A [`Hyper`] of each group.
     pub(crate) hypers: u64,
     /// The [`Class`]es.
@@ -288,14 +330,14 @@ pub(crate) struct FinalizeTables {
     /// The host's multiplier of this step.
     pub(crate) grad_scale: f64,
     /// 0: no norm is asked for.
-    pub(crate) chunk_count: u32,
+    pub(crate) part_count: u32,
     pub(crate) class_count: u32,
     pub(crate) tensor_count: u32,
     /// Whether the last decision is to be taken back first: its update was never launched.
     pub(crate) undo: u32,
 }
 #[cfg(feature = "cuda")]
-const _: () = assert!(size_of::<FinalizeTables>() == 120);
+const _: () = assert!(size_of::<FinalizeTables>() == 104);
 
 /// What the kernel `adamw_full` does beside the update.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

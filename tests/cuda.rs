@@ -14,6 +14,8 @@ mod accumulate;
 mod alarm;
 #[path = "cuda/calls.rs"]
 mod calls;
+#[path = "guards/mod.rs"]
+mod cases;
 #[path = "cuda/control.rs"]
 mod control;
 #[path = "cuda/controlled.rs"]
@@ -34,6 +36,8 @@ mod faults;
 mod golden;
 #[path = "cuda/graphs.rs"]
 mod graphs;
+#[path = "cuda/guards.rs"]
+mod guards;
 #[path = "cuda/kernels.rs"]
 mod kernels;
 #[path = "cuda/metrics.rs"]

@@ -6,14 +6,23 @@ use crate::control::{Control, NonFinite, Status};
 use crate::controller::Tables;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::table::{ControlState, Overrun};
 
 #[cfg(feature = "cuda")]
 use {cudarc::driver::CudaSlice, std::sync::Arc};
 
 impl AdamW {
-    /// Lets the device decide how its steps are taken, by `control`; or, with `None`, ends that. Step counts go on, and,
-    /// if there was a control before, so do its schedule, and loss scale and alarms where both have them. On a GPU this
-    /// waits for what is enqueued.
+    /// Lets the device decide how its steps are taken, by `control`; or, with `None`, ends that. The tensors' step counts go on
+    /// in any case. On a GPU this waits for what is enqueued.
+    ///
+    /// A control replaces the one before, whole: to change a field, write
+    /// `Control { max_grad_norm: Some(0.5), ..opt.control().cloned().unwrap_or_default() }`. From the one before go on:
+    ///
+    /// - the counts `applied`, `skipped` and `skipped_running`, and with `applied` the schedule's position;
+    /// - the loss scale and its growth, if both have one of the same `init_scale`; another `init_scale` sets the scale;
+    /// - an alarm's mean and deviation, if both have it.
+    ///
+    /// `None` forgets all of these: a control set later starts with `applied` 0.
     ///
     /// ```
     /// use fused_adamw::{AdamW, AdamWConfig, Control, Device, LossScale, NonFinite};
@@ -32,6 +41,7 @@ impl AdamW {
     /// `Error::Driver`. Nothing has changed then.
     pub fn set_control(&mut self, control: Option<Control>) -> Result<()> {
         control.iter().try_for_each(Control::check)?;
+        control.iter().try_for_each(|control| control.check_groups(&self.groups))?;
         let steps = self.steps()?;
         let before = self.control.as_ref().zip(self.engine.control_state()?);
         let lens = self.tensors.iter().map(|tensor| tensor.len as u64).collect();
@@ -43,9 +53,27 @@ impl AdamW {
         let tables = |control| Tables::new(control, lens, &self.groups, counts.clone(), before);
         let with_tables = control.as_ref().map(|control| (control, tables(control)));
         self.engine.set_control(with_tables, self.tensors.len())?;
+        let goes_on = self.control.is_some() && control.is_some();
+        self.overruns = if goes_on { self.overruns } else { 0 };
         (self.control, self.classes, self.counts) = (control, classes, counts);
         self.forget_rows(); // the next step's are checked: this control may write other memory than the last
         Ok(())
+    }
+
+    /// The control as it was set; `None` without one.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Control, Device};
+    /// # let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
+    /// opt.set_control(Some(Control { zero_grad: true, ..Default::default() }))?;
+    /// let clipped = Control { max_grad_norm: Some(1.0), ..opt.control().cloned().unwrap_or_default() };
+    /// opt.set_control(Some(clipped))?;
+    /// assert!(opt.control().unwrap().zero_grad);
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    #[must_use]
+    pub fn control(&self) -> Option<&Control> {
+        self.control.as_ref()
     }
 
     /// The step counts of all tensors.
@@ -53,6 +81,12 @@ impl AdamW {
         let counts = self.engine.counts()?;
         let counts = counts.as_ref().unwrap_or(&self.counts);
         Ok(self.classes.of.iter().map(|&class| counts[class as usize]).collect())
+    }
+
+    /// The step count of one tensor; costs the same for any number of them.
+    pub(super) fn step_of(&self, index: usize) -> Result<u64> {
+        let class = self.classes.of[index] as usize;
+        Ok(self.engine.count(class)?.unwrap_or_else(|| self.counts[class]))
     }
 
     /// What the control has come to; `None` without one. On a GPU this waits for the steps that were enqueued.
@@ -63,7 +97,7 @@ impl AdamW {
     /// opt.set_control(Some(Control { max_grad_norm: Some(1.0), ..Default::default() }))?;
     /// opt.step([(&mut [0.0_f32; 2], &[3.0_f32, 4.0])])?;
     /// let status = opt.status()?.unwrap();
-    /// assert_eq!((status.grad_norm, (1e6 * status.grad_scale).round()), (5.0, 200_000.0));
+    /// assert_eq!((status.grad_norm, (1e6 * status.grad_scale).round()), (Some(5.0), 200_000.0));
     /// # Ok::<(), fused_adamw::Error>(())
     /// ```
     ///
@@ -97,29 +131,33 @@ impl AdamW {
         Ok(self.engine.record()?.map(|record| Metrics::new(&record, &self.tensors)))
     }
 
-    /// An error if more steps have been skipped than the control allows: [`Control::max_skipped`],
-    /// [`NonFinite::Error`]. On a GPU this waits for the steps that were enqueued.
+    /// An error if more steps one after the other have been skipped than the control allows: [`Control::max_skipped`]; none at
+    /// all are allowed with [`NonFinite::Error`](crate::NonFinite::Error). Every run of skipped steps since the last call
+    /// counts, also one that has ended in between. On a GPU this waits for the steps that were enqueued.
     ///
     /// ```
     /// # use fused_adamw::{AdamW, AdamWConfig, Control, Device, Error, NonFinite};
     /// # let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
     /// opt.set_control(Some(Control { non_finite: NonFinite::Error, ..Default::default() }))?;
     /// opt.step([(&mut [0.0_f32], &[f32::NAN])])?;
+    /// opt.step([(&mut [0.0_f32], &[1.0])])?;
     /// assert!(matches!(opt.poll(), Err(Error::Skipped { skipped_running: 1, limit: 0, non_finite: 1, .. })));
+    /// assert!(opt.poll().is_ok());
     /// # Ok::<(), fused_adamw::Error>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::Skipped`]; on a GPU `Error::Driver`.
-    pub fn poll(&self) -> Result<()> {
-        let Some(control) = &self.control else { return Ok(()) };
-        let limit = if control.non_finite == NonFinite::Error { Some(0) } else { control.max_skipped };
-        match (self.status()?, limit) {
-            (Some(Status { skipped_running, non_finite, grad_norm, .. }), Some(limit)) if skipped_running > limit => {
-                Err(Error::Skipped { skipped_running, limit, non_finite, grad_norm })
-            }
-            _ => Ok(()),
+    /// [`Error::Skipped`], which tells of the newest skipped step that was one too many; on a GPU `Error::Driver`.
+    pub fn poll(&mut self) -> Result<()> {
+        let (Some(control), Some(state)) = (&self.control, self.engine.control_state()?) else { return Ok(()) };
+        let (limit, ControlState { skipped_running, non_finite, grad_norm, overrun, .. }) =
+            (control.allowed_skips(), state);
+        let is_new = overrun.count > std::mem::replace(&mut self.overruns, overrun.count);
+        if skipped_running > limit {
+            return Err(Error::Skipped { skipped_running, limit, non_finite, grad_norm });
         }
+        let Overrun { skipped_running, non_finite, grad_norm, .. } = overrun;
+        if is_new { Err(Error::Skipped { skipped_running, limit, non_finite, grad_norm }) } else { Ok(()) }
     }
 
     /// Lets steps be captured into CUDA graphs. While the device's stream is being captured, a step is recorded, and not

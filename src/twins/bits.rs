@@ -3,12 +3,14 @@
 
 use crate::alarm::Alarm;
 use crate::control::{Control, Decay, LossScale, NonFinite, Schedule};
-use crate::decide::decide;
+use crate::decide::{decide, is_bad_sum, unscale_of};
+use crate::exact_sum::ExactSum;
 use crate::fma::Fused;
 use crate::rounding::{bf16_to_f32, f16_to_f32, f32_to_bf16_rn, f32_to_f16_rn};
 use crate::scalars::step_scalars;
 use crate::table::{
-    AlarmParams, AlarmState, ControlParams, ControlState, Element, Hyper, Peak, ScheduleParams, StepScalars, step_flags,
+    AlarmParams, AlarmState, ControlParams, ControlState, Element, Gradients, Hyper, Overrun, Peak, ScheduleParams,
+    StepScalars, step_flags,
 };
 use crate::update::update;
 use rand::rngs::StdRng;
@@ -192,13 +194,21 @@ fn any_control(random: &mut StdRng) -> Control {
     Control {
         max_grad_norm: random.random::<bool>().then_some(1.0),
         non_finite: policies[random.random_range(0..4)],
-        loss_scale: random
-            .random::<bool>()
-            .then(|| LossScale { growth_interval: one_of(random, &[1, 2, 2000]), ..LossScale::default() }),
+        loss_scale: random.random::<bool>().then(|| any_loss_scale(random)),
         schedule: Schedule { warmup, decay },
         norm_alarm: any_alarm(random),
         rms_alarm: any_alarm(random),
         ..Control::default()
+    }
+}
+
+fn any_loss_scale(random: &mut StdRng) -> LossScale {
+    let exponent = random.random_range(-149..128);
+    LossScale {
+        init_scale: (2.0_f64.powi(exponent)) as f32,
+        growth_interval: [1, 2, 2000][random.random_range(0..3)],
+        min_scale: [f32::MIN_POSITIVE, 1.0, 1024.0][random.random_range(0..3)],
+        ..LossScale::default()
     }
 }
 
@@ -216,7 +226,9 @@ fn params_words(c: &ControlParams) -> Vec<u32> {
     let numbers = [c.max_grad_norm.to_bits(), c.growth_factor.to_bits(), c.backoff_factor.to_bits(), c.growth_interval];
     let schedule = halves(&[warmup, start, end, floor.to_bits(), list, list_len]);
     let alarm = |a: AlarmParams| halves(&[a.sigmas.to_bits(), a.steps, a.flags.into()]);
-    let last = [c.norm_alarm, c.rms_alarm].into_iter().flat_map(alarm).chain([c.flags, 0]);
+    let last = [c.min_loss_scale.to_bits(), c.flags];
+    let last =
+        halves(&[c.max_skipped]).into_iter().chain([c.norm_alarm, c.rms_alarm].into_iter().flat_map(alarm)).chain(last);
     schedule.into_iter().chain([kind, 0]).chain(halves(&numbers)).chain(last).collect()
 }
 
@@ -226,8 +238,10 @@ fn state_words(s: &ControlState) -> Vec<u32> {
     let seen = halves(&[s.non_finite, s.unscale.to_bits(), s.rms.to_bits()]);
     let alarm = |a: AlarmState| halves(&[a.mean.to_bits(), a.variance.to_bits(), a.count, a.alarms, a.raised]);
     let alarms = [s.norm_alarm, s.rms_alarm].into_iter().flat_map(alarm);
-    let last = [s.loss_scale.to_bits(), s.skip, s.rms_tensor, s.padding];
-    [counts, numbers, seen].into_iter().flatten().chain(alarms).chain(last).collect()
+    let Overrun { count, skipped_running, non_finite, grad_norm } = s.overrun;
+    let overrun = halves(&[count, skipped_running, non_finite, grad_norm.to_bits()]);
+    let last = [s.loss_scale.to_bits(), s.skip, s.rms_tensor, s.left_out, s.has_norm, s.padding];
+    [counts, numbers, seen].into_iter().flatten().chain(alarms).chain(overrun).chain(last).collect()
 }
 
 // A run of 20 steps of each of many controls: the state of one is that of the next.
@@ -235,8 +249,8 @@ fn state_words(s: &ControlState) -> Vec<u32> {
 fn decide_has_the_same_bits_in_cpp() {
     let source = filter(
         "#include \"decide.cuh\"",
-        "struct { ControlParams c; f64 squares; u64 non_finite; Peak peak; f64 listed, grad_scale; ControlState s; }",
-        "decide(in.c, in.squares, in.non_finite, in.peak, in.listed, in.grad_scale, in.s);",
+        "struct { ControlParams c; Gradients g; Peak peak; f64 listed, grad_scale; ControlState s; }",
+        "decide(in.c, in.g, in.peak, in.listed, unscale_of(in.grad_scale, in.s.loss_scale), in.s);",
         "in.s",
     );
     let Some(program) = compiled("decide", &source) else { return };
@@ -249,16 +263,47 @@ fn decide_has_the_same_bits_in_cpp() {
         for _ in 0..20 {
             let squares = [0.0, 1e-30, 7.5, 1e30, f64::INFINITY, f64::NAN][random.random_range(0..6)];
             let non_finite = if random.random() { 0 } else { random.random_range(0..3) };
-            let grad_scale = random.random_range(0.0..4.0_f64);
+            let grad_scale = [0.0, 1e-45, 1.0, 1e10, 3.4e38, random.random_range(0.0..4.0)][random.random_range(0..6)];
             let listed = control.schedule.listed(state.applied);
             let square = [-1.0, 0.0, 0.9, 1.1, 300.0][random.random_range(0..5)];
             let peak = Peak { square, tensor: random.random_range(0..3) };
-            let numbers = [squares.to_bits(), non_finite, square.to_bits(), peak.tensor.into(), listed.to_bits()];
-            let numbers = halves(&numbers).into_iter().chain(halves(&[grad_scale.to_bits()]));
+            let [bad, good] = [(); 2].map(|()| random.random_range(0..2));
+            let g = Gradients { squares, non_finite, bad, good };
+            let numbers = [squares.to_bits(), non_finite, bad, good, square.to_bits(), peak.tensor.into()];
+            let numbers = halves(&numbers).into_iter().chain(halves(&[listed, grad_scale].map(f64::to_bits)));
             input.extend(params_words(&params).into_iter().chain(numbers).chain(state_words(&state)));
-            decide(&params, squares, non_finite, &peak, listed, grad_scale, &mut state);
+            decide(&params, &g, &peak, listed, unscale_of(grad_scale, state.loss_scale), &mut state);
             wanted.extend(state_words(&state));
         }
+    }
+    assert!(words(&run(&program, le(&input))) == wanted);
+}
+
+// Chunks of up to 40 addends of any size, and whether each is bad.
+#[test]
+fn exact_sums_have_the_same_bits_in_cpp() {
+    let source = filter(
+        "#include \"exact_sum.cuh\"\n#include \"decide.cuh\"",
+        "struct { f32 x[40]; f64 unscale; }",
+        "u64 all[EXACT_WORDS] = {}; u64* const words = all; for (f32 x : in.x) exact_add(words, x);\n\
+         u64 out[2] = { 0, is_bad_sum(in.x[0], in.unscale) }; const f64 sum = exact_value(words);\n\
+         memcpy(out, &sum, sizeof sum);",
+        "out",
+    );
+    let Some(program) = compiled("exact-sum", &source) else { return };
+    let mut random = StdRng::seed_from_u64(5);
+    let (mut input, mut wanted) = (Vec::new(), Vec::new());
+    for _ in 0..20_000 {
+        let special = random.random_range(0..20) == 0;
+        let any = |random: &mut StdRng| {
+            f32::from_bits(random.random_range(0..if special { 0x7fc0_0001 } else { 0x7f80_0000 }))
+        };
+        let addends: [f32; 40] = std::array::from_fn(|_| any(&mut random));
+        let unscale = 10.0_f64.powf(random.random_range(-50.0..50.0));
+        let mut sum = ExactSum::default();
+        addends.iter().for_each(|&x| sum.add(x));
+        input.extend(addends.map(f32::to_bits).into_iter().chain(halves(&[unscale.to_bits()])));
+        wanted.extend(halves(&[sum.value().to_bits(), is_bad_sum(addends[0], unscale).into()]));
     }
     assert!(words(&run(&program, le(&input))) == wanted);
 }

@@ -7,6 +7,7 @@ const SCALARS: [&str; 2] = [include_str!("../scalars.rs"), include_str!("../../c
 const DECIDE: [&str; 2] = [include_str!("../decide.rs"), include_str!("../../cuda/decide.cuh")];
 const FULL: [&str; 2] = [include_str!("../full.rs"), include_str!("../../cuda/full.cuh")];
 const COLLECT: [&str; 2] = [include_str!("../collect.rs"), include_str!("../../cuda/collect.cuh")];
+const EXACT_SUM: [&str; 2] = [include_str!("../exact_sum.rs"), include_str!("../../cuda/exact_sum.cuh")];
 const UPDATE: [&str; 2] = [include_str!("../update.rs"), include_str!("../../cuda/update.cuh")];
 
 /// The lines between `// twin: NAME {` and `// } twin`, without their indentation.
@@ -79,14 +80,18 @@ fn the_bodies_are_the_same_text_comments_included() {
     assert_same_text(SCALARS, "step_scalars", 14);
     for (name, lines) in [
         ("cos_pi", 14),
-        ("schedule_factor", 12),
+        ("schedule_factor", 14),
         ("clip_factor", 2),
-        ("next_loss_scale", 7),
+        ("is_bad_sum", 3),
+        ("is_usable", 2),
+        ("next_loss_scale", 8),
         ("peak_of", 5),
         ("larger", 5),
-        ("watch", 16),
+        ("watch", 17),
         ("skips", 1),
-        ("decide", 23),
+        ("overran", 5),
+        ("unscale_of", 1),
+        ("decide", 29),
     ] {
         assert_same_text(DECIDE, name, lines);
     }
@@ -95,6 +100,8 @@ fn the_bodies_are_the_same_text_comments_included() {
         assert_same_text(FULL, name, lines);
     }
     assert_same_text(COLLECT, "add", 10);
+    assert_same_text(EXACT_SUM, "exact_add", 12);
+    assert_same_text(EXACT_SUM, "exact_value", 28);
     let functions = ["canonical", "max_nan", "bf16_to_f32", "f32_to_bf16_rn", "f16_to_f32", "f32_to_f16_rn"];
     functions.into_iter().for_each(|name| assert_same_text(ROUNDING, name, 1));
 }
@@ -105,7 +112,9 @@ fn the_constants_are_the_same() {
     assert_same_text(FLAGS, "row flags", 5);
     assert_same_text(FLAGS, "firsts", 3);
     assert_same_text(FLAGS, "step flags", 6);
-    assert_same_text(FLAGS, "control flags", 3);
+    assert_same_text(FLAGS, "control flags", 4);
+    assert_same_text(FLAGS, "exact words", 4);
+    assert_same_text(FLAGS, "norm words", 2);
     assert_same_text(FLAGS, "alarm flags", 2);
     assert_same_text(FLAGS, "full flags", 2);
     assert_same_text(FLAGS, "sums flags", 2);
@@ -140,10 +149,10 @@ fn cuda_field(line: &str) -> Option<String> {
 
 #[test]
 fn the_structs_have_the_same_fields_in_the_same_order() {
-    let controlled = [("ScheduleParams", 7), ("ControlParams", 8), ("ControlState", 16), ("Class", 2), ("Counter", 2)];
+    let controlled = [("ScheduleParams", 7), ("ControlParams", 10), ("ControlState", 19), ("Class", 2), ("Counter", 2)];
     let structs = [("TensorRow", 11), ("Chunk", 3), ("Hyper", 6), ("StepScalars", 9), ("Element", 4), ("Squares", 2)];
-    let full = [("FullParams", 2), ("Sums", 8), ("TensorSums", 9), ("CollectTables", 6), ("FinalizeTables", 17)];
-    let alarm = [("AlarmParams", 3), ("AlarmState", 5), ("Peak", 2)];
+    let full = [("FullParams", 2), ("Sums", 8), ("TensorSums", 9), ("CollectTables", 6), ("FinalizeTables", 15)];
+    let alarm = [("AlarmParams", 3), ("AlarmState", 5), ("Peak", 2), ("Overrun", 4), ("Gradients", 4)];
     for (name, count) in structs.into_iter().chain(controlled).chain(full).chain(alarm).chain([("SumRow", 6)]) {
         let rust = fields(TABLE[0], name, rust_field);
         assert_eq!(rust, fields(TABLE[1], name, cuda_field), "{name}");

@@ -135,6 +135,8 @@ fn a_step_is_at_most_three_launches_and_no_other_call() {
 fn bytes_an_element_by_the_kernels_own_loads_and_stores() {
     emulated(&[], || {
         const LEN: u64 = 1 << 20;
+        // Of the norm's 64 parts of 128 bytes, each word is read, read beside its part's largest sum, and cleared.
+        const PARTS: u64 = 3 * 64 * 128;
         let clip = Some(Control { max_grad_norm: Some(1.0), ..control(NonFinite::SkipStep) });
         for (param, grad, control, bytes) in [
             (Dtype::F32, Dtype::F32, None, 28),
@@ -152,7 +154,8 @@ fn bytes_an_element_by_the_kernels_own_loads_and_stores() {
             if is_sanitized() {
                 return; // the emulator is then not told of accesses
             }
-            let more = (loads + stores).checked_sub(bytes * LEN).expect("every element is read and written");
+            let parts = if bytes == 30 || bytes == 32 { PARTS } else { 0 };
+            let more = (loads + stores).checked_sub(bytes * LEN + parts).expect("every element is read and written");
             assert!(more * 1000 <= bytes * LEN * 12, "{more} bytes more than {bytes} an element: {loads} and {stores}");
         }
     });
@@ -358,7 +361,7 @@ fn finite_gradients_whose_squares_are_not_are_skipped() {
             assert_same(&twins);
         }
         let status = twins.gpu.status().unwrap().unwrap();
-        assert_eq!((status.applied, status.skipped, status.non_finite), (1, 2, 0));
+        assert_eq!((status.applied, status.skipped, status.non_finite), (1, 2, Some(0)));
     });
 }
 

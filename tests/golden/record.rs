@@ -1,7 +1,7 @@
 //! The numbers a case leaves behind: hashes of every bit, and the control's own numbers.
 
 use crate::suite::values::{BASIS, fnv1a};
-use fused_adamw::{AlarmStatus, Control, Metrics, NonFinite, Status, TensorMetrics};
+use fused_adamw::{AlarmStatus, Control, Metrics, Status, TensorMetrics};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -47,10 +47,8 @@ fn double(x: f64) -> Value {
 
 /// The control's numbers after a step.
 pub(crate) fn add_status(record: &mut Record, control: &Control, status: &Status) {
-    let watched = control.max_grad_norm.is_some() || control.norm_alarm.is_some();
-    let asked = watched || control.non_finite != NonFinite::Propagate;
     // Null where no norm was asked for.
-    let (norm, non_finite) = (asked.then_some(status.grad_norm), asked.then_some(status.non_finite));
+    let (norm, non_finite) = (status.grad_norm, status.non_finite);
     let scale = format!("{:08x}", status.loss_scale.to_bits());
     let numbers = [
         ("applied", json!(status.applied)),
