@@ -72,6 +72,33 @@ fn the_norm_is_a_function_of_order_and_lengths_alone() {
     }
 }
 
+/// The norm of gradients that each have one value: lengths and values.
+fn norm_of(tensors: &[(usize, f32)], control: &Control) -> f64 {
+    let lens: Vec<usize> = tensors.iter().map(|&(len, _)| len).collect();
+    let mut opt = AdamW::new(&Device::cpu(), CONFIG, &lens).unwrap();
+    opt.set_control(Some(control.clone())).unwrap();
+    let mut params = params(&lens);
+    let grads: Vec<Vec<f32>> = tensors.iter().map(|&(len, g)| vec![g; len]).collect();
+    opt.step(params.iter_mut().zip(&grads)).unwrap();
+    opt.status().unwrap().unwrap().grad_norm.unwrap()
+}
+
+// Of thousands of chunks, in any order, cut at a multiple of 8,192 or not at all: the square root of an integer.
+#[test]
+fn the_norm_is_exact_over_chunks() {
+    let tensors: Vec<(usize, f32)> = (0..3000_u16).map(|i| (usize::from(i % 3), f32::from(i))).collect();
+    let exact: f64 = tensors.iter().map(|&(len, g)| len as f64 * f64::from(g) * f64::from(g)).sum();
+    let clip = Control { max_grad_norm: Some(1.0), ..Default::default() };
+    for control in [clip, skipping(), Control { non_finite: NonFinite::SkipTensor, ..Default::default() }] {
+        assert_eq!(norm_of(&tensors, &control), exact.sqrt());
+        let reversed: Vec<_> = tensors.iter().rev().copied().collect();
+        assert_eq!(norm_of(&reversed, &control), exact.sqrt());
+        // 0.1 has squares that round: within a chunk their order is fixed, and so is each chunk's sum.
+        let (whole, cut) = ([(700 * 8192 + 5, 0.1)], [(5, 0.1), (300 * 8192, 0.1), (399 * 8192, 0.1), (8192, 0.1)]);
+        assert_eq!(norm_of(&whole, &control).to_bits(), norm_of(&cut, &control).to_bits());
+    }
+}
+
 #[test]
 fn a_schedule_is_a_learning_rate_for_each_step() {
     let decay = Decay::Cosine { end: 9, floor: 0.1 };

@@ -51,6 +51,8 @@ mod streams;
 #[path = "golden/mod.rs"]
 #[allow(dead_code, reason = "tests/golden.rs writes the hashes")]
 mod suite;
+#[path = "cuda/survivors.rs"]
+mod survivors;
 #[path = "../benches/gpu/variants.rs"]
 #[allow(dead_code, reason = "its predictions are the bench's")]
 mod tried;

@@ -7,7 +7,7 @@ mod runs;
 
 use fused_adamw::{
     AdamW, AdamWConfig, Buffer, Control, Device, Dtype, Error, Metrics, NonFinite, Pair, Simd, StepOptions,
-    TensorMetrics,
+    TensorMetrics, TensorSpec,
 };
 use half::bf16;
 use proptest::prelude::*;
@@ -234,4 +234,23 @@ fn what_is_out_of_its_range_is_named() {
     }
     opt.step([(&mut [1.0_f32], &[1.0_f32])]).unwrap();
     assert!(opt.metrics().unwrap().is_some());
+}
+
+// Nothing was measured: nobody is to blame, and not the first of the list.
+#[test]
+fn without_elements_no_tensor_is_the_worst() {
+    let mut opt = optimizer(&[0, 0], Some(measuring()));
+    opt.step([(&mut [0.0_f32; 0], &[0.0_f32; 0]), (&mut [], &[])]).unwrap();
+    let metrics = opt.metrics().unwrap().unwrap();
+    assert!(metrics.worst().is_none() && metrics.total.elements == 0);
+}
+
+#[test]
+fn a_registered_dtype_has_no_master_to_read_before_its_first_step() {
+    let spec = TensorSpec::new(2).dtype(Dtype::BF16);
+    let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [spec]).unwrap();
+    assert_eq!(opt.state(0).unwrap().master, None);
+    let mut p = [bf16::ONE; 2];
+    opt.step([(&mut p, &[0.0_f32; 2])]).unwrap();
+    assert!(opt.state(0).unwrap().master.is_some());
 }
