@@ -14,8 +14,7 @@ pub(crate) enum Arena {
 impl Arena {
     /// `len` zeros on the host.
     pub(crate) fn host(len: usize) -> Result<Self> {
-        let out_of_memory = |()| Error::OutOfMemory { bytes: 4 * len as u64 };
-        let zeros = bytemuck::allocation::try_zeroed_slice_box(len).map_err(out_of_memory)?;
+        let zeros = bytemuck::allocation::try_zeroed_slice_box(len).map_err(|()| no_host_memory::<f32>(len))?;
         let mut zeros: Vec<f32> = zeros.into_vec();
         zeros.as_mut_ptr().expose_provenance();
         Ok(Self::Host(zeros))
@@ -33,10 +32,34 @@ impl Arena {
     /// A copy of `len` elements from `offset` on; on a GPU this waits for the stream.
     pub(crate) fn read(&self, offset: usize, len: usize) -> Result<Vec<f32>> {
         match self {
-            Self::Host(memory) => Ok(memory[offset..offset + len].to_vec()),
+            Self::Host(memory) => copy_of(&memory[offset..offset + len]),
             #[cfg(feature = "cuda")]
             Self::Cuda(memory) => memory.read(offset, len),
         }
+    }
+}
+
+/// A copy in host memory, if there is as much.
+fn copy_of<T: Copy>(from: &[T]) -> Result<Vec<T>> {
+    let mut copy = room_for(from.len())?;
+    copy.extend_from_slice(from);
+    Ok(copy)
+}
+
+/// An empty vector with room for `len`, if there is as much memory.
+pub(crate) fn room_for<T>(len: usize) -> Result<Vec<T>> {
+    let mut room = Vec::new();
+    room.try_reserve_exact(len).map_err(|_| no_host_memory::<T>(len))?;
+    Ok(room)
+}
+
+/// The host has no memory for `len` more.
+pub(crate) fn no_host_memory<T>(len: usize) -> Error {
+    Error::OutOfMemory {
+        bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
+        gpu: None,
+        #[cfg(feature = "cuda")]
+        source: None,
     }
 }
 

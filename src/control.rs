@@ -226,7 +226,7 @@ impl Schedule {
             }
         }
         match &self.decay {
-            Decay::List(list) if list.is_empty() => in_range("schedule.decay.List.len()", 0.0, false, "[1, inf)"),
+            Decay::List(list) if list.is_empty() => Err(Error::EmptyList),
             Decay::List(list) => list
                 .iter()
                 .try_for_each(|&x| in_range("schedule.decay.List", x, x >= 0.0 && fits_f32(x), "[0, inf), as f32")),
@@ -289,7 +289,7 @@ impl Control {
     }
 
     /// Whether every step is measured.
-    fn measures(&self) -> bool {
+    pub(crate) fn measures(&self) -> bool {
         self.metrics || self.rms_alarm.is_some()
     }
 

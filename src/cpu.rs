@@ -7,6 +7,7 @@
 #![allow(clippy::inline_always, reason = "a call would leave the caller's target features")]
 #![allow(clippy::cast_possible_truncation, reason = "usize has 64 bits: src/lib.rs")]
 
+use crate::pool;
 use crate::rounding::has;
 use crate::simd::{Convert, Isa, Simd, for_every_simd};
 use crate::table::step_flags::{AMSGRAD, SKIP};
@@ -44,12 +45,12 @@ pub(crate) unsafe fn run(simd: Simd, chunks: &[Chunk], rows: &[TensorRow], scala
 }
 
 /// How many chunks a task of a thread takes, at least: about a full chunk's worth of small tensors. `None`: the caller's
-/// thread does them alone, being so few elements, or because to wake the one thread of a pool would only cost time.
+/// thread does them alone, being so few elements, or because there is no other thread, or one that would only be woken.
 pub(crate) fn tasks(chunks: &[Chunk]) -> Option<usize> {
     let elements: u64 = chunks.iter().map(|c| u64::from(c.len)).sum();
     let mean_len = elements.checked_div(chunks.len() as u64).unwrap_or(0);
     let together = usize::try_from(u64::from(CHUNK_LEN) / mean_len.max(1)).unwrap_or(usize::MAX);
-    (elements > ONE_THREAD && rayon::current_num_threads() > 1).then_some(together.max(1))
+    (elements > ONE_THREAD && pool::threads() > 1).then_some(together.max(1))
 }
 
 /// `$step!(P, G)` with the types of a row's parameter and gradient.

@@ -1,13 +1,27 @@
-//! The driver and a GPU: finds them, keeps foreign contexts out.
+//! A GPU, and the kernels in its context: keeps the tensors of foreign contexts out.
+//!
+//! NOTE [contexts]: two `CudaContext`s of one device's primary context compare equal, but each counts its own streams, and
+//! records and waits for events only if it has made one. So a step on a stream of the one is not in order with a use of
+//! the tensor on a stream of the other, and such tensors are refused, but for one case. `Device::best` makes a context of
+//! its own, and a user who has made one too has all on the default stream: then both contexts enqueue into the same
+//! legacy default stream, which is in order with itself and with the per-thread default streams. A tensor is admitted if
+//!
+//! - both have the same `CUcontext`,
+//! - the optimizer's stream is the legacy default stream, and the tensor's the legacy or the per-thread one,
+//! - the tensor's context has made no stream.
+//!
+//! When it makes its first stream later, cudarc waits for the whole `CUcontext`, this step included (`new_stream`), or
+//! lets the new stream wait for a default one (`fork`). If it does so while the step is being described, the step waits
+//! for itself before it returns (`record`): until then the tensors are borrowed.
 
 use crate::arena::Arena;
+use crate::cuda_driver;
 use crate::cuda_table::{Table, while_doing};
 use crate::error::{Error, Result};
 use crate::kernels::{Kernel, Kernels};
 use crate::table::TensorRow;
 use crate::tensor::Dtype;
 use crate::tuning::Tuning;
-use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, SyncOnDrop};
 use std::collections::HashSet;
 use std::fmt;
@@ -18,28 +32,10 @@ pub(crate) fn describe(context: &Arc<CudaContext>) -> String {
     format!("the memory of GPU {} in context {:p}", context.ordinal(), Arc::as_ptr(context))
 }
 
-/// The default stream of a device, whatever is missing on this machine.
-pub(crate) fn stream_of(ordinal: usize) -> Result<Arc<CudaStream>> {
-    probe_driver()?;
-    let context = CudaContext::new(ordinal).map_err(|source| match source.0 {
-        CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_INVALID_DEVICE | CUresult::CUDA_ERROR_STUB_LIBRARY => {
-            Error::NoDevice { ordinal, source }
-        }
-        _ => Error::Driver { doing: "open the device", source },
-    })?;
-    Ok(context.default_stream())
-}
-
-/// cudarc panics at every call, and even at the printing of its errors, if there is no driver library.
-fn probe_driver() -> Result<()> {
-    const NAMES: [&str; 2] = if cfg!(windows) { ["nvcuda.dll", "nvcuda.dll"] } else { ["libcuda.so", "libcuda.so.1"] };
-    // SAFETY: initialisers of NVIDIA's driver library, which cudarc is about to run in any case.
-    let load = |name: &str| unsafe { libloading::Library::new(name) };
-    match load(NAMES[0]).or_else(|_| load(NAMES[1])) {
-        Ok(_) => Ok(()),
-        Err(source) => Err(Error::NoDriver { library: NAMES[1], source }),
-    }
-}
+/// The values of a `CUstream` that are the legacy default stream: null, and `CU_STREAM_LEGACY`.
+const LEGACY: [usize; 2] = [0, 1];
+/// And those that are a default stream: with `CU_STREAM_PER_THREAD`.
+const DEFAULT: [usize; 3] = [0, 1, 2];
 
 /// A stream of a GPU, and the kernels in its context.
 #[derive(Debug)]
@@ -54,6 +50,7 @@ pub(crate) struct CudaDevice {
 impl CudaDevice {
     pub(crate) fn new(stream: &Arc<CudaStream>, tuning: Tuning<'_>) -> Result<Self> {
         let context = stream.context();
+        cuda_driver::check_functions()?;
         let kernels = Kernels::new(context, tuning.ptx)?;
         Ok(Self {
             stream: stream.clone(),
@@ -81,10 +78,24 @@ impl CudaDevice {
         })
     }
 
-    /// Two contexts of one device compare equal, but neither waits for the other: only the very same one will do.
+    /// True for the very same context object: two of one device compare equal, but neither waits for the other.
     #[inline]
+    pub(crate) fn has_context(&self, context: &Arc<CudaContext>) -> bool {
+        Arc::ptr_eq(context, self.stream.context())
+    }
+
+    /// An error, in words of where it lies, for what is in another context.
     pub(crate) fn check_context(&self, context: &Arc<CudaContext>) -> Result<(), String> {
-        if Arc::ptr_eq(context, self.stream.context()) { Ok(()) } else { Err(describe(context)) }
+        if self.has_context(context) { Ok(()) } else { Err(describe(context)) }
+    }
+
+    /// True if all that a context with such a stream enqueues is in order with ours: NOTE [contexts].
+    pub(crate) fn shares_default_stream(&self, stream: &CudaStream) -> bool {
+        let (ours, theirs) = (self.stream.context(), stream.context());
+        ours.cu_ctx() == theirs.cu_ctx()
+            && LEGACY.contains(&(self.stream.cu_stream() as usize))
+            && DEFAULT.contains(&(stream.cu_stream() as usize))
+            && !theirs.is_in_multi_stream_mode()
     }
 
     /// Whether there are other streams, which wait for events.
@@ -93,9 +104,17 @@ impl CudaDevice {
     }
 
     /// Drops the guards of a step, recording each event once: views of one allocation share it. `recorded`: there were
-    /// such events when the step began.
-    pub(crate) fn record(&self, guards: &mut Vec<SyncOnDrop<'_>>, recorded: bool) -> Result<()> {
+    /// such events when the step began. `admitted`: other contexts of the step's tensors.
+    pub(crate) fn record(
+        &self,
+        guards: &mut Vec<SyncOnDrop<'_>>,
+        recorded: bool,
+        admitted: &[Arc<CudaContext>],
+    ) -> Result<()> {
         let not_recorded = |source| Error::NotRecorded { source };
+        if admitted.iter().any(|context| context.is_in_multi_stream_mode()) {
+            self.stream.synchronize().map_err(not_recorded)?;
+        }
         if self.records_events() {
             keep_one_of_each_event(guards);
             if !recorded {

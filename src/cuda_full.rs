@@ -9,12 +9,13 @@ use crate::controller::Tables;
 use crate::cuda::BLOCK;
 use crate::cuda_control::count;
 use crate::cuda_device::CudaDevice;
-use crate::cuda_table::{Table, is_capturing, refuse_capture, while_doing};
+use crate::cuda_table::{Table, is_capturing, out_of_memory, refuse_capture, while_doing};
 use crate::error::Result;
 use crate::kernels::Kernel;
 use crate::metrics::Record;
 use crate::table::{CollectTables, ControlState, FullParams, Sums, TensorSums, full_flags};
-use cudarc::driver::{CudaEvent, CudaFunction, HostSlice, LaunchConfig, PinnedHostSlice, PushKernelArg};
+use cudarc::driver::sys::CUresult;
+use cudarc::driver::{CudaEvent, CudaFunction, DriverError, HostSlice, LaunchConfig, PinnedHostSlice, PushKernelArg};
 use std::sync::Arc;
 
 #[derive(Debug)]
@@ -111,9 +112,13 @@ struct Place {
 impl Place {
     fn new(device: &CudaDevice, words: usize) -> Result<Self> {
         let doing = while_doing("allocate the memory of the metrics");
+        let allocating = |source: DriverError| match source.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => out_of_memory(size_of::<u64>() * words, None, source),
+            _ => doing(source),
+        };
         let context = device.stream.context();
         // SAFETY: it is not read before a record has been copied there. Read by the host: not write-combined.
-        let memory = unsafe { context.alloc_pinned_with_flags(words, 0) }.map_err(&doing)?;
+        let memory = unsafe { context.alloc_pinned_with_flags(words, 0) }.map_err(allocating)?;
         Ok(Self { memory, arrived: context.new_event(None).map_err(doing)?, number: 0 })
     }
 

@@ -1,11 +1,12 @@
 //! The optimizer's own memory on a GPU, and the structs that lie there.
 
+use crate::arena::room_for;
 use crate::error::{Error, Result};
 use crate::table::{
     Chunk, Class, CollectTables, ControlParams, ControlState, Counter, FinalizeTables, FullParams, Hyper,
     InlineScalars, NormPart, StepScalars, SumRow, Sums, TensorRow,
 };
-use cudarc::driver::sys::CUstreamCaptureStatus;
+use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{CudaStream, DeviceRepr, DriverError, ValidAsZeroBits, result};
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -35,6 +36,11 @@ pub(crate) fn while_doing(doing: &'static str) -> impl Fn(DriverError) -> Error 
     move |source| Error::Driver { doing, source }
 }
 
+/// A driver has no memory, of that GPU or, with `None`, of the host.
+pub(crate) fn out_of_memory(bytes: usize, gpu: Option<usize>, source: DriverError) -> Error {
+    Error::OutOfMemory { bytes: bytes as u64, gpu, source: Some(source) }
+}
+
 /// Device memory of the optimizer's own. It is used on its own stream alone, where uses and the final free are in
 /// order; so it needs none of the events of cudarc's `CudaSlice`, which is forgotten, not freed, if they cannot be made.
 #[derive(Debug)]
@@ -50,7 +56,10 @@ impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
     pub(crate) fn zeros(stream: &Arc<CudaStream>, len: usize, doing: &'static str) -> Result<Self> {
         refuse_capture(stream)?;
         let bytes = len.max(1) * size_of::<T>(); // zero bytes cannot be allocated
-        let address = allocate(stream, bytes).map_err(while_doing(doing))?;
+        let address = allocate(stream, bytes).map_err(|source| match source.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => out_of_memory(bytes, Some(stream.context().ordinal()), source),
+            _ => Error::Driver { doing, source },
+        })?;
         let mut table = Self { address, len, stream: stream.clone(), element: PhantomData };
         table.clear(doing)?;
         Ok(table)
@@ -112,7 +121,8 @@ impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
         let doing = while_doing("read the optimizer's state");
         assert!(offset + len <= self.len, "a slot lies in its arena");
         self.stream.context().bind_to_thread().map_err(&doing)?;
-        let mut copy = vec![T::default(); len];
+        let mut copy = room_for(len)?;
+        copy.resize(len, T::default());
         if len > 0 {
             let from = self.address + (offset * size_of::<T>()) as u64;
             // SAFETY: within the allocation; plain numbers, for which every bit pattern is a value; `copy` outlives

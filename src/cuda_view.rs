@@ -1,13 +1,14 @@
 //! cudarc's views with their element type erased, kept whole until the step: a view carries the events by which
 //! other streams wait for it, and an address alone does not.
 
-use cudarc::driver::{CudaContext, CudaStream, CudaView, CudaViewMut, DeviceSlice, SyncOnDrop};
+use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DeviceSlice, SyncOnDrop};
 use half::{bf16, f16};
 use std::sync::Arc;
 
 /// What is on a GPU, and can be waited for.
 pub(crate) trait Located<'a> {
-    fn context(&self) -> &Arc<CudaContext>;
+    /// The stream that it was allocated on.
+    fn stream(&self) -> &Arc<CudaStream>;
 
     /// Makes `stream` wait for whoever is in the way; the guard records our use when it is dropped, after the launch.
     fn address(self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>);
@@ -25,11 +26,11 @@ macro_rules! erased {
 
         impl<'a> Located<'a> for $name<'a> {
             #[inline]
-            fn context(&self) -> &Arc<CudaContext> {
+            fn stream(&self) -> &Arc<CudaStream> {
                 match self {
-                    Self::F32(view) => view.stream().context(),
-                    Self::F16(view) => view.stream().context(),
-                    Self::BF16(view) => view.stream().context(),
+                    Self::F32(view) => view.stream(),
+                    Self::F16(view) => view.stream(),
+                    Self::BF16(view) => view.stream(),
                 }
             }
 
@@ -63,10 +64,10 @@ pub(crate) enum GradView<'a> {
 
 impl<'a> Located<'a> for GradView<'a> {
     #[inline]
-    fn context(&self) -> &Arc<CudaContext> {
+    fn stream(&self) -> &Arc<CudaStream> {
         match self {
-            Self::Shared(view) => view.context(),
-            Self::Unique(view) => view.context(),
+            Self::Shared(view) => view.stream(),
+            Self::Unique(view) => view.stream(),
         }
     }
 

@@ -1,7 +1,8 @@
 //! Where a step runs.
 
 use crate::arena::Arena;
-use crate::error::Result;
+use crate::error::{Result, number_of};
+use crate::pool;
 use crate::simd::Simd;
 use crate::tensor::{Located, Place};
 use std::fmt;
@@ -34,7 +35,13 @@ pub(crate) enum Kind {
 }
 
 impl Device {
-    /// The CPU, with the best instruction set it has, on the threads of the rayon pool in which a step is called.
+    /// The CPU, with the best instruction set it has, on the threads of the rayon pool in which a step is called; outside
+    /// of any, on those of rayon's global pool.
+    ///
+    /// A `fork` copies no threads, and rayon's pools never end in the child. Outside of any pool a step then runs on the
+    /// caller's thread alone, with the same bits, as it does where the global pool's threads cannot be made. (Only a pool
+    /// that the application made before the fork, with no step before it, is found out on Linux alone.) A pool that the
+    /// child makes for itself is used.
     ///
     /// ```
     /// # use fused_adamw::{AdamW, AdamWConfig, Device};
@@ -119,7 +126,7 @@ impl Device {
     /// [`Device::cuda`].
     #[cfg(feature = "cuda")]
     pub fn cuda_at(ordinal: usize) -> Result<Self> {
-        Self::cuda(&crate::cuda_device::stream_of(ordinal)?)
+        Self::cuda(&crate::cuda_driver::stream_of(ordinal)?)
     }
 
     /// As [`Device::cuda`], otherwise tuned.
@@ -183,7 +190,7 @@ impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Cpu(simd, why) => {
-                write!(f, "CPU ({simd}, {} threads)", rayon::current_num_threads())?;
+                write!(f, "CPU ({simd}, {})", number_of(pool::threads() as u64, "thread"))?;
                 why.iter().try_for_each(|why| write!(f, ": {why}"))
             }
             #[cfg(feature = "cuda")]
@@ -202,6 +209,21 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 /// The CPU's memory in an error's words.
 pub(crate) const HOST: &str = "host memory";
 
+#[cfg(feature = "cuda")]
+const TO_THE_GPU: &str = "allocate it on the optimizer's `device.stream()`, or make the optimizer on `Device::cpu()`";
+#[cfg(feature = "cuda")]
+const ON_THEIR_STREAM: &str = "make the optimizer on its stream, `Device::cuda(&stream)`";
+#[cfg(feature = "cuda")]
+const IN_ONE_CONTEXT: &str =
+    "make the optimizer on its stream, `Device::cuda(&stream)`, or allocate it on the optimizer's `device.stream()`";
+
+/// Another place than the optimizer's device, and what a user can do about it.
+#[derive(Debug)]
+pub(crate) struct Elsewhere {
+    pub(crate) place: String,
+    pub(crate) remedy: &'static str,
+}
+
 /// What keeps the tensors of a step from being used too early by other streams: dropped after the launch.
 #[derive(Debug, Default)]
 pub(crate) struct Guards<'a> {
@@ -210,19 +232,30 @@ pub(crate) struct Guards<'a> {
     /// Whether there are events to record: with one stream there are none, and nothing is held.
     #[cfg(feature = "cuda")]
     recorded: bool,
+    /// Other contexts whose tensors were taken.
+    #[cfg(feature = "cuda")]
+    admitted: Vec<Arc<cudarc::driver::CudaContext>>,
     #[cfg(not(feature = "cuda"))]
     held: std::marker::PhantomData<&'a ()>,
+}
+
+#[cfg(feature = "cuda")]
+fn emptied<T>(mut list: Vec<T>) -> Vec<T> {
+    list.clear();
+    list
 }
 
 impl<'a> Guards<'a> {
     /// The address on `device`, or where the elements lie instead.
     #[inline]
-    pub(crate) fn address<V: Located<'a>>(&mut self, device: &'a Device, place: Place<V>) -> Result<u64, String> {
+    pub(crate) fn address<V: Located<'a>>(&mut self, device: &'a Device, place: Place<V>) -> Result<u64, Elsewhere> {
         match (&device.0, place) {
             (_, Place::Raw(address)) | (Kind::Cpu(..), Place::Host(address, _)) => Ok(address),
             #[cfg(feature = "cuda")]
             (Kind::Cuda(cuda), Place::Cuda(view)) => {
-                cuda.check_context(view.context())?;
+                if !cuda.has_context(view.stream().context()) {
+                    self.admit(cuda, view.stream())?;
+                }
                 let (address, guard) = view.address(&cuda.stream);
                 if self.recorded {
                     self.held.push(guard);
@@ -232,17 +265,34 @@ impl<'a> Guards<'a> {
                 Ok(address)
             }
             #[cfg(feature = "cuda")]
-            (Kind::Cuda(_), Place::Host(..)) => Err(HOST.into()),
+            (Kind::Cuda(_), Place::Host(..)) => Err(Elsewhere { place: HOST.into(), remedy: TO_THE_GPU }),
             #[cfg(feature = "cuda")]
-            (Kind::Cpu(..), Place::Cuda(view)) => Err(crate::cuda_device::describe(view.context())),
+            (Kind::Cpu(..), Place::Cuda(view)) => {
+                let place = crate::cuda_device::describe(view.stream().context());
+                Err(Elsewhere { place, remedy: ON_THEIR_STREAM })
+            }
         }
+    }
+
+    /// A tensor of another context object, whose default stream is ours: NOTE [contexts] in `cuda_device.rs`.
+    #[cfg(feature = "cuda")]
+    #[cold]
+    fn admit(&mut self, device: &crate::cuda_device::CudaDevice, stream: &Arc<CudaStream>) -> Result<(), Elsewhere> {
+        let context = stream.context();
+        if !device.shares_default_stream(stream) {
+            return Err(Elsewhere { place: crate::cuda_device::describe(context), remedy: IN_ONE_CONTEXT });
+        }
+        if !self.admitted.iter().any(|admitted| Arc::ptr_eq(admitted, context)) {
+            self.admitted.push(context.clone());
+        }
+        Ok(())
     }
 
     /// Records the use of the tensors, after the launch. Leaves the memory.
     pub(crate) fn finish(mut self, device: &Device) -> Result<Guards<'static>> {
         #[cfg(feature = "cuda")]
         if let Kind::Cuda(device) = &device.0 {
-            device.record(&mut self.held, self.recorded)?;
+            device.record(&mut self.held, self.recorded, &self.admitted)?;
         }
         let _ = &mut self.held;
         Ok(self.next(device))
@@ -251,11 +301,15 @@ impl<'a> Guards<'a> {
     /// None, in the memory of those that were: for the next step.
     pub(crate) fn next<'b>(self, device: &Device) -> Guards<'b> {
         let _ = device;
+        #[cfg(feature = "cuda")]
+        let admitted = emptied(self.admitted);
         Guards {
             #[cfg(feature = "cuda")]
             held: self.held.into_iter().map_while(|_| None).collect(), // reuses it: `std` collects in place
             #[cfg(feature = "cuda")]
             recorded: matches!(&device.0, Kind::Cuda(device) if device.records_events()),
+            #[cfg(feature = "cuda")]
+            admitted,
             #[cfg(not(feature = "cuda"))]
             held: std::marker::PhantomData,
         }

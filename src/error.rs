@@ -1,92 +1,17 @@
 //! One variant per cause. On an error nothing has changed: no parameter, no moment, no step count.
 
 use crate::{Dtype, Simd};
-use std::fmt;
 use std::sync::Arc;
+use words::{are, tensor_count, was};
+
+pub use subject::{Buffer, Span, TensorId};
+pub(crate) use words::number_of;
+
+mod subject;
+mod words;
 
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// A tensor as an error names it: its index in the registered list, and its name if it was given one.
-///
-/// ```
-/// use fused_adamw::{AdamW, AdamWConfig, Device, TensorSpec};
-/// let specs = [TensorSpec::new(2).named("bias")];
-/// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), specs)?;
-/// let error = opt.step([(&mut [0.0_f32; 3], &[0.0_f32; 3])]).unwrap_err();
-/// assert_eq!(error.to_string(), "tensor 0 (bias): the parameter has 3 elements, 2 are registered");
-/// # Ok::<(), fused_adamw::Error>(())
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorId {
-    /// Position in the registered list, from 0.
-    pub index: usize,
-    /// As given by [`TensorSpec::named`](crate::TensorSpec::named).
-    pub name: Option<Arc<str>>,
-}
-
-impl fmt::Display for TensorId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.name {
-            Some(name) => write!(f, "tensor {} ({name})", self.index),
-            None => write!(f, "tensor {}", self.index),
-        }
-    }
-}
-
-/// Which buffer of a tensor an error is about.
-///
-/// ```
-/// assert_eq!(fused_adamw::Buffer::Grad.to_string(), "gradient");
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Buffer {
-    /// The parameter, written by a step.
-    Param,
-    /// The gradient, read by a step; zeroed on request.
-    Grad,
-}
-
-impl fmt::Display for Buffer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Param => "parameter",
-            Self::Grad => "gradient",
-        })
-    }
-}
-
-/// A buffer of one tensor in memory, in bytes: half of an [`Error::Overlap`].
-///
-/// ```
-/// use fused_adamw::{AdamW, AdamWConfig, Device, Dtype, Error, Pair};
-/// let (mut p, g) = ([1.0_f32; 4], [0.0_f32; 4]);
-/// let address = p.as_mut_ptr() as u64;
-/// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [3, 3])?;
-/// // SAFETY: both parameters lie inside `p`, the gradients inside `g`.
-/// let pair = |at| unsafe { Pair::from_raw(at, Dtype::F32, g.as_ptr() as u64, Dtype::F32, 3) };
-/// let Err(Error::Overlap { first, second }) = opt.step([pair(address), pair(address + 4)]) else { panic!() };
-/// assert_eq!((first.tensor.index, first.end), (0, address + 12));
-/// assert_eq!((second.tensor.index, second.start), (1, address + 4));
-/// # Ok::<(), Error>(())
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// Whose.
-    pub tensor: TensorId,
-    /// Which.
-    pub buffer: Buffer,
-    /// Address of the first byte.
-    pub start: u64,
-    /// Address after the last byte.
-    pub end: u64,
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}'s {} at {:#x}..{:#x}", self.tensor, self.buffer, self.start, self.end)
-    }
-}
 
 /// Why a call did nothing.
 ///
@@ -144,16 +69,25 @@ pub enum Error {
     },
     /// A limit of skipped steps where no step can be skipped.
     #[error(
-        "control: max_skipped needs something that skips: set non_finite: NonFinite::SkipStep, or an alarm with skip: true"
+        "control: max_skipped needs something that skips: set `non_finite: NonFinite::SkipStep`, or an alarm with `skip: true`"
     )]
     MaxSkippedWithoutSkip,
+    /// A schedule that lists no factor.
+    #[error("schedule: `Decay::List` is empty, it takes one factor at least")]
+    EmptyList,
     /// A loss scale where nothing looks for gradients that are not finite: it could not adapt.
-    #[error("control: a loss scale needs non_finite to be another than Propagate")]
+    #[error(
+        "control: a loss scale adapts by the steps that are skipped, and none are: set `non_finite: NonFinite::SkipStep`"
+    )]
     LossScaleWithoutSkip,
     /// Steps have been skipped because gradients were not finite: more of them one after the other than allowed, or any
     /// with [`NonFinite::Error`](crate::NonFinite::Error).
     #[error(
-        "{skipped_running} steps skipped one after the other, at most {limit} are allowed: {non_finite} gradients of the last one were NaN or infinite, their norm {grad_norm}"
+        "{} skipped one after the other, at most {limit} {} allowed: {} of the last one {} NaN or infinite, the norm {grad_norm}",
+        number_of(*skipped_running, "step"),
+        are(*limit),
+        number_of(*non_finite, "gradient"),
+        was(*non_finite)
     )]
     Skipped {
         /// Steps skipped since the last that was applied.
@@ -166,10 +100,18 @@ pub enum Error {
         grad_norm: f64,
     },
     /// A gradient given as `&`, which [`Control::zero_grad`](crate::Control::zero_grad) would write.
-    #[error("{tensor}: its gradient is to be written as zeros, but was not given as &mut")]
+    #[error(
+        "{tensor}: `zero_grad` writes its gradient, which was given as `&`: give it as `&mut`, or set `zero_grad: false`"
+    )]
     SharedGrad {
         /// Whose.
         tensor: TensorId,
+    },
+    /// The factor of [`AdamW::scale_lr`](crate::AdamW::scale_lr) out of its range, or NaN.
+    #[error("the factor of the learning rates is {value}, must be in [0, inf)")]
+    LrFactor {
+        /// What it was given.
+        value: f64,
     },
     /// `grad_scale` out of its range, or NaN.
     #[error("grad_scale is {value}, must be in [0, inf), as f32")]
@@ -187,8 +129,26 @@ pub enum Error {
         /// What it has been since the optimizer was made.
         allocated: bool,
     },
+    /// An empty list of parameter groups.
+    #[error("no parameter groups given: every tensor is in one, the first by default")]
+    NoGroups,
+    /// Two tensors registered by one name.
+    #[error("tensors {first} and {second} are both named {name}: give each a name of its own, or none")]
+    DuplicateName {
+        /// Their name.
+        name: Arc<str>,
+        /// Index of the one that was named first.
+        first: usize,
+        /// Index of the other.
+        second: usize,
+    },
     /// A tensor's group, or a group to change, that does not exist.
-    #[error("{}group {group} is out of range, there are {groups} groups", tensor.as_ref().map_or(String::new(), |t| format!("{t}: ")))]
+    #[error(
+        "{}group {group} is out of range, there {} {}",
+        tensor.as_ref().map_or(String::new(), |tensor| format!("{tensor}: ")),
+        are(*groups as u64),
+        number_of(*groups as u64, "group")
+    )]
     GroupIndex {
         /// The tensor that names the group, if one does.
         tensor: Option<TensorId>,
@@ -198,7 +158,7 @@ pub enum Error {
         groups: usize,
     },
     /// A tensor index that does not exist.
-    #[error("tensor {index} is out of range, {count} tensors are registered")]
+    #[error("tensor {index} is out of range, {} {} registered", number_of(*count as u64, "tensor"), are(*count as u64))]
     TensorIndex {
         /// The tensor asked for.
         index: usize,
@@ -206,15 +166,18 @@ pub enum Error {
         count: usize,
     },
     /// A step with another number of tensors than registered.
-    #[error("{actual} tensors were given, {expected} are registered")]
+    #[error("{}", tensor_count(*expected as u64, *actual as u64, tensor.as_ref()))]
     TensorCount {
         /// Registered.
         expected: usize,
-        /// Given.
+        /// Given. `expected + 1` stands for every larger number: the rest of the list is not asked for.
         actual: usize,
+        /// With too few tensors the first that none was given for, with too many the last that is registered. `None` if
+        /// none is registered.
+        tensor: Option<TensorId>,
     },
     /// More elements than the optimizer can hold.
-    #[error("{tensor}: {elements} elements up to and with this tensor, at most {limit} are possible")]
+    #[error("{tensor}: {} up to and with this tensor, at most {limit} are possible", number_of(*elements, "element"))]
     TooManyElements {
         /// The first tensor that is too much.
         tensor: TensorId,
@@ -226,13 +189,17 @@ pub enum Error {
     /// More tensors than a table can index.
     #[error("{count} tensors, at most {limit} are possible")]
     TooManyTensors {
-        /// Given.
+        /// Given, or at least as many: so many the iterator promised, or it was asked for no more.
         count: usize,
         /// The limit.
         limit: usize,
     },
     /// A buffer of another length than registered.
-    #[error("{tensor}: the {buffer} has {actual} elements, {expected} are registered")]
+    #[error(
+        "{tensor}: the {buffer} has {}, {expected} {} registered",
+        number_of(*actual as u64, "element"),
+        are(*expected as u64)
+    )]
     Length {
         /// Whose.
         tensor: TensorId,
@@ -256,7 +223,7 @@ pub enum Error {
         actual: Dtype,
     },
     /// A buffer that lies on another device, or in another CUDA context of the same device.
-    #[error("{tensor}: the {buffer} lies in {actual}, the optimizer in {expected}")]
+    #[error("{tensor}: the {buffer} lies in {actual}, the optimizer in {expected}: {remedy}")]
     WrongDevice {
         /// Whose.
         tensor: TensorId,
@@ -266,10 +233,12 @@ pub enum Error {
         expected: String,
         /// Where the buffer is.
         actual: String,
+        /// How the two come together.
+        remedy: &'static str,
     },
     /// Two parameters, or a parameter and a gradient, that share bytes; or with
     /// [`Control::zero_grad`](crate::Control::zero_grad) two gradients.
-    #[error("{first} overlaps {second}")]
+    #[error("{first} overlaps {second}: {}", words::apart(first, second))]
     Overlap {
         /// Of two that are written, the one that lies first; else the parameter.
         first: Box<Span>,
@@ -277,7 +246,7 @@ pub enum Error {
         second: Box<Span>,
     },
     /// A null address for a tensor that has elements.
-    #[error("{tensor}: the {buffer} of {len} elements is at address 0")]
+    #[error("{tensor}: the {buffer} of {} is at address 0", number_of(*len as u64, "element"))]
     NullPointer {
         /// Whose.
         tensor: TensorId,
@@ -286,10 +255,8 @@ pub enum Error {
         /// Elements.
         len: usize,
     },
-    /// An address that is not a multiple of the size of its dtype, or so high that the buffer wraps.
-    #[error(
-        "{tensor}: the {buffer} at {address:#x} is not on a boundary of {alignment} bytes, or passes the end of memory"
-    )]
+    /// An address that is not a multiple of the size of its dtype.
+    #[error("{tensor}: the {buffer} at {address:#x} is not on a boundary of {alignment} bytes")]
     Misaligned {
         /// Whose.
         tensor: TensorId,
@@ -300,11 +267,28 @@ pub enum Error {
         /// Size of an element in bytes.
         alignment: u64,
     },
-    /// The host has not as much memory.
-    #[error("out of memory: {bytes} bytes for the optimizer's state")]
+    /// An address so high that the buffer would pass the last byte there can be.
+    #[error("{tensor}: the {buffer} at {address:#x} of {bytes} bytes passes the end of the address space")]
+    PastTheEnd {
+        /// Whose.
+        tensor: TensorId,
+        /// Which.
+        buffer: Buffer,
+        /// Where.
+        address: u64,
+        /// Size of the buffer in bytes.
+        bytes: u64,
+    },
+    /// The host or the GPU has not as much memory.
+    #[error("out of memory: {} of {}", number_of(*bytes, "byte"), words::memory(*gpu))]
     OutOfMemory {
         /// Asked for.
         bytes: u64,
+        /// The GPU that lacks it; `None`: the host does.
+        gpu: Option<usize>,
+        /// The driver's reason, where it was asked.
+        #[cfg(feature = "cuda")]
+        source: Option<cudarc::driver::DriverError>,
     },
     /// A SIMD level that this processor lacks.
     #[error("this processor has no {requested}, its best is {best}")]
@@ -320,6 +304,17 @@ pub enum Error {
     NoDriver {
         /// The name that was tried last.
         library: &'static str,
+        /// The loader's reason.
+        source: libloading::Error,
+    },
+    /// A driver library without a function that this crate calls: too old, or a stub.
+    #[cfg(feature = "cuda")]
+    #[error("the NVIDIA driver {library} has no function {function}: it takes a driver for CUDA 12.0 or newer")]
+    OldDriver {
+        /// The library that was loaded.
+        library: &'static str,
+        /// The first function that was missed.
+        function: &'static str,
         /// The loader's reason.
         source: libloading::Error,
     },
@@ -358,12 +353,27 @@ pub enum Error {
     /// new control.
     #[error("no step is prepared: prepare first, and again after a step with other tensors or set_control")]
     NotPrepared,
+    /// A step, or a preparation of one, while gradients that were added up wait for
+    /// [`AdamW::step_accumulated`](crate::AdamW::step_accumulated): they would be added to those of a later batch.
+    #[error("{tensor}: gradients have been accumulated: `step_accumulated` uses them, `clear_accumulated` drops them")]
+    SumsPending {
+        /// The first tensor that has a sum.
+        tensor: TensorId,
+    },
+    /// A step by sums, with no [`AdamW::accumulate`](crate::AdamW::accumulate) since the step by sums before.
+    #[error("nothing has been accumulated since the last `step_accumulated`: `accumulate` first, or `step`")]
+    NoSums,
+    /// Metrics, without a control that measures.
+    #[error("nothing is measured: set `metrics: true` or an `rms_alarm` by `set_control`")]
+    NoMetrics,
     /// What takes a control, without one.
     #[error("there is no control: set_control first")]
     NoControl,
     /// A multiplier of the gradients that lies on another device, or in another CUDA context of the same device.
     #[cfg(feature = "cuda")]
-    #[error("the multiplier of the gradients lies in {actual}, the optimizer in {expected}")]
+    #[error(
+        "the multiplier of the gradients lies in {actual}, the optimizer in {expected}: allocate it on `device.stream()`"
+    )]
     ScalarDevice {
         /// Where the optimizer is.
         expected: String,
@@ -372,7 +382,7 @@ pub enum Error {
     },
     /// A multiplier of the gradients that is not one number.
     #[cfg(feature = "cuda")]
-    #[error("the multiplier of the gradients has {actual} elements, must have 1")]
+    #[error("the multiplier of the gradients has {}, must have 1", number_of(*actual as u64, "element"))]
     ScalarLength {
         /// Given.
         actual: usize,

@@ -52,11 +52,12 @@
 //! | `accumulate.rs` | gradients of several passes, added up | `cuda/accumulate.cuh` |
 //! | `update.rs` | **one element**, equations (0) to (5): the oracle | `cuda/update.cuh` |
 //! | `cpu.rs`, `simd.rs` | walks the plan on the CPU | beside `cuda/adamw.cu` |
+//! | `pool.rs` | the threads that a step is called on, or the caller's alone | |
 //! | `walk.rs` | a chunk's elements: loops, and what memory they ask for ahead | beside `cuda/vec.cuh` |
 //! | `fma.rs` | the fused multiply-add, for processors without it too | |
 //! | `full.rs` | the update that clamps, zeroes and measures as well | `cuda/full.cuh` |
 //! | `collect.rs`, `metrics.rs` | what was measured, by chunk, by tensor, and as the user reads it | `cuda/collect.cuh` |
-//! | `cuda_device.rs`, `cuda_view.rs`, `cuda_table.rs` | a GPU; tensors there; memory of the optimizer's own | |
+//! | `cuda_driver.rs`, `cuda_device.rs`, `cuda_view.rs`, `cuda_table.rs` | the driver; a GPU; tensors there; memory of the optimizer's own | |
 //! | `kernels.rs` | the kernels, each loaded when it is first needed | |
 //! | `tuning.rs` | how lists are cut and launched there; for the bench, otherwise | |
 //! | `cuda.rs` | uploads what changed, launches | beside `cuda/adamw.cu` |
@@ -74,7 +75,12 @@
 //!
 //! # Panics
 //!
-//! No function of this crate panics, whatever it is given.
+//! No function of this crate panics, whatever it is given. A panic of an iterator that it is given, or of a conversion of
+//! an item, passes through, and the optimizer is as if the call had not been made. A list is asked for one tensor more than
+//! there can be, and no further, whatever it says of its length.
+//!
+//! Where memory for parameters' state, sums or copies is missing, that is [`Error::OutOfMemory`]; where there is none for
+//! the few hundred bytes that a tensor takes in the tables, Rust's allocator ends the process.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
@@ -101,6 +107,8 @@ mod cuda_control;
 #[cfg(feature = "cuda")]
 mod cuda_device;
 #[cfg(feature = "cuda")]
+mod cuda_driver;
+#[cfg(feature = "cuda")]
 mod cuda_full;
 #[cfg(feature = "cuda")]
 mod cuda_table;
@@ -123,6 +131,7 @@ mod norm;
 mod optimizer;
 mod overlap;
 mod plan;
+mod pool;
 mod raw;
 mod register;
 mod rounding;
@@ -155,6 +164,11 @@ pub use cudarc;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub use tuning::Tuning;
+
+/// What a driver has to have, for the tests.
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub use cuda_driver::DRIVER_FUNCTIONS;
 
 /// The kernels of this build, for the tests.
 #[cfg(feature = "cuda")]

@@ -7,7 +7,7 @@ use crate::control::Control;
 use crate::device::{Device, Guards};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::register::{Tensor, check_specs, lay_out};
+use crate::register::{Tensor, check_specs, collect_specs, lay_out};
 use crate::rows::NamedPair;
 use crate::table::{StepScalars, TensorRow, row_flags};
 use crate::tensor::Dtype;
@@ -64,6 +64,8 @@ pub struct AdamW {
     /// Steps skipped beyond the control's limit that `poll` has told of.
     overruns: u64,
     sums: Option<Sums>,
+    /// Gradients have been accumulated, be it none, since the last step by sums.
+    accumulated: bool,
     /// None, but their memory.
     guards: Guards<'static>,
     may_be_captured: bool,
@@ -107,8 +109,9 @@ impl AdamW {
     ///
     /// # Errors
     /// [`Error::Config`] for a hyper-parameter out of its range, [`Error::GroupIndex`] for a group other than 0,
-    /// [`Error::TooManyElements`] above 2^40, [`Error::TooManyTensors`] from 2^32 on, [`Error::OutOfMemory`] or
-    /// `Error::Driver` if the memory is not there, `Error::Capturing`.
+    /// [`Error::DuplicateName`], [`Error::TooManyElements`] above 2^40, [`Error::TooManyTensors`] from 2^32 on: the
+    /// iterator is asked for no more, and for none if its `size_hint` promises as many. [`Error::OutOfMemory`] if the
+    /// memory is not there; of a GPU `Error::Driver`, `Error::Capturing`.
     pub fn new<I>(device: &Device, config: AdamWConfig, tensors: I) -> Result<Self>
     where
         I: IntoIterator,
@@ -130,14 +133,17 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// As for [`AdamW::new`].
+    /// As for [`AdamW::new`]; [`Error::NoGroups`] for an empty list of them.
     pub fn with_groups<I>(device: &Device, groups: &[AdamWConfig], tensors: I) -> Result<Self>
     where
         I: IntoIterator,
         I::Item: Into<TensorSpec>,
     {
+        if groups.is_empty() {
+            return Err(Error::NoGroups);
+        }
         groups.iter().enumerate().try_for_each(|(i, config)| config.check(i))?;
-        let specs: Vec<TensorSpec> = tensors.into_iter().map(Into::into).collect();
+        let specs = collect_specs(tensors)?;
         let lens = check_specs(&specs, groups.len())?;
         let (tensors, layout) = lay_out(&specs, groups);
         let none = vec![0; tensors.len()];
@@ -161,6 +167,7 @@ impl AdamW {
             control: None,
             overruns: 0,
             sums: None,
+            accumulated: false,
             guards: Guards::default(),
             may_be_captured: false,
         })
@@ -177,7 +184,7 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TensorIndex`]; on a GPU `Error::Driver`.
+    /// [`Error::TensorIndex`], [`Error::OutOfMemory`] if the host has no memory for the copy; on a GPU `Error::Driver`.
     pub fn state(&self, index: usize) -> Result<TensorState> {
         let tensor = self.tensor(index)?;
         let read = |slot: Slot| self.arenas[slot.arena].read(slot.offset + tensor.phase, tensor.len);
@@ -195,7 +202,8 @@ impl AdamW {
         self.tensors.get(index).ok_or(Error::TensorIndex { index, count: self.tensors.len() })
     }
 
-    /// Sets the learning rate of every group, from the next step on. Costs nothing on the device.
+    /// Sets the learning rate of every group to one value, from the next step on. Costs nothing on the device. The ratios
+    /// of the groups are lost: [`AdamW::set_group_lr`] sets one group's, [`AdamW::scale_lr`] multiplies all of them.
     ///
     /// ```
     /// # use fused_adamw::{AdamW, AdamWConfig, Device};
@@ -209,9 +217,78 @@ impl AdamW {
     /// # Errors
     /// [`Error::Config`]; no group has changed then.
     pub fn set_lr(&mut self, lr: f64) -> Result<()> {
-        let changed: Vec<AdamWConfig> = self.groups.iter().map(|group| AdamWConfig { lr, ..*group }).collect();
+        self.set_lrs(|_| lr)
+    }
+
+    /// Sets the learning rate of one group, from the next step on.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
+    /// # let config = AdamWConfig::default();
+    /// # let mut opt = AdamW::with_groups(&Device::cpu(), &[config, config], [1])?;
+    /// opt.set_group_lr(1, 1e-2)?;
+    /// assert_eq!([opt.groups()[0].lr, opt.groups()[1].lr], [1e-3, 1e-2]);
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::GroupIndex`], [`Error::Config`]; nothing has changed then.
+    pub fn set_group_lr(&mut self, group: usize, lr: f64) -> Result<()> {
+        let config = AdamWConfig { lr, ..*self.group(group)? };
+        self.set_group(group, config)
+    }
+
+    /// Multiplies the learning rate of every group by `factor`, in `[0, ∞)`, from the next step on: for a plateau, say.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
+    /// # let [slow, fast] = [1e-3, 1e-2].map(|lr| AdamWConfig { lr, ..Default::default() });
+    /// # let mut opt = AdamW::with_groups(&Device::cpu(), &[slow, fast], [1])?;
+    /// opt.scale_lr(0.5)?;
+    /// assert_eq!([opt.groups()[0].lr, opt.groups()[1].lr], [5e-4, 5e-3]);
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::LrFactor`], [`Error::Config`] for a product out of its range; no group has changed then.
+    pub fn scale_lr(&mut self, factor: f64) -> Result<()> {
+        if !(0.0..f64::INFINITY).contains(&factor) {
+            return Err(Error::LrFactor { value: factor });
+        }
+        self.set_lrs(|lr| lr * factor)
+    }
+
+    fn set_lrs(&mut self, lr: impl Fn(f64) -> f64) -> Result<()> {
+        let changed: Vec<AdamWConfig> =
+            self.groups.iter().map(|group| AdamWConfig { lr: lr(group.lr), ..*group }).collect();
         changed.iter().enumerate().try_for_each(|(i, config)| config.check(i))?;
         self.set_groups(changed)
+    }
+
+    /// The learning rate of a group's next step: `lr` times the factor of the control's [`Schedule`](crate::Schedule). On
+    /// a GPU with a control this waits for the steps that were enqueued.
+    ///
+    /// ```
+    /// use fused_adamw::{AdamW, AdamWConfig, Control, Device, Schedule};
+    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig { lr: 0.5, ..Default::default() }, [1])?;
+    /// assert_eq!(opt.effective_lr(0)?, 0.5);
+    /// opt.set_control(Some(Control { schedule: Schedule { warmup: 4, ..Default::default() }, ..Default::default() }))?;
+    /// opt.step([(&mut [1.0_f32], &[1.0_f32])])?;
+    /// assert_eq!(opt.effective_lr(0)?, 0.25); // the second of four
+    /// # Ok::<(), fused_adamw::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::GroupIndex`]; on a GPU `Error::Driver`.
+    pub fn effective_lr(&self, group: usize) -> Result<f64> {
+        let lr = self.group(group)?.lr;
+        let controlled = self.control.as_ref().zip(self.engine.control_state()?);
+        Ok(controlled.map_or(lr, |(control, state)| lr * control.schedule.factor(state.applied)))
+    }
+
+    fn group(&self, group: usize) -> Result<&AdamWConfig> {
+        let groups = self.groups.len();
+        self.groups.get(group).ok_or(Error::GroupIndex { tensor: None, group, groups })
     }
 
     /// Replaces the hyper-parameters of a group, from the next step on. Costs nothing on the device.

@@ -45,15 +45,6 @@ impl Plan {
     }
 }
 
-/// The sum of `lens` so far at the first tensor that passes [`MAX_ELEMENTS`].
-pub(crate) fn first_too_many(lens: &[u64]) -> Option<(usize, u64)> {
-    let sums = lens.iter().scan(0_u64, |sum, &len| {
-        *sum = sum.saturating_add(len);
-        Some(*sum)
-    });
-    sums.enumerate().find(|&(_, sum)| sum > MAX_ELEMENTS)
-}
-
 /// Elements of a chunk on a GPU: what a block of `cuda/adamw.cu` takes at once, 256 threads with 4 each. Blocks that take
 /// more, one round after the other, are slower (`benches/record/`): those that are at work at one time are then further
 /// apart in memory. A chunk's 16 bytes in the table are a tenth of a percent of its parameters and state.
@@ -105,12 +96,5 @@ mod tests {
             assert_eq!(end, len);
             assert_eq!(plan.chunks().last(), Some(Chunk { start: 0, tensor: 3, len: 7 }));
         }
-    }
-
-    #[test]
-    fn more_than_2_to_the_40_elements_are_too_many_and_the_sum_does_not_wrap() {
-        assert_eq!(first_too_many(&[1 << 39, 0, 1 << 39]), None);
-        assert_eq!(first_too_many(&[1 << 39, 1 << 39, 1, 5]), Some((2, MAX_ELEMENTS + 1)));
-        assert_eq!(first_too_many(&[7, u64::MAX]), Some((1, u64::MAX)));
     }
 }

@@ -1,10 +1,11 @@
 //! The tensors of an optimizer, as registered, and where their state lies.
 
-use crate::arena::{Layout, Slot};
+use crate::arena::{Layout, Slot, no_host_memory};
 use crate::config::{AdamWConfig, TensorSpec};
 use crate::error::{Error, Result, TensorId};
-use crate::plan::{MAX_ELEMENTS, MAX_TENSORS, first_too_many};
+use crate::plan::{MAX_ELEMENTS, MAX_TENSORS};
 use crate::tensor::Dtype;
+use std::collections::HashMap;
 
 /// A registered tensor and its state.
 #[derive(Debug)]
@@ -27,19 +28,44 @@ pub(crate) struct Tensor {
     pub(crate) phase: usize,
 }
 
-/// Lengths, if they and the groups are possible.
+/// What the iterator gives, up to the first tensor that is too much: an endless one ends there, too.
+pub(crate) fn collect_specs<I>(tensors: I) -> Result<Vec<TensorSpec>>
+where
+    I: IntoIterator,
+    I::Item: Into<TensorSpec>,
+{
+    let tensors = tensors.into_iter();
+    let (mut specs, mut elements) = (Vec::new(), 0_u64);
+    check_count(tensors.size_hint().0)?;
+    for spec in tensors {
+        let spec: TensorSpec = spec.into();
+        check_count(specs.len().saturating_add(1))?;
+        elements = elements.saturating_add(spec.len as u64);
+        if elements > MAX_ELEMENTS {
+            return Err(Error::TooManyElements { tensor: spec.id(specs.len()), elements, limit: MAX_ELEMENTS });
+        }
+        specs.try_reserve(1).map_err(|_| no_host_memory::<TensorSpec>(specs.len() + 1))?;
+        specs.push(spec);
+    }
+    Ok(specs)
+}
+
+fn check_count(count: usize) -> Result<()> {
+    if count > MAX_TENSORS { Err(Error::TooManyTensors { count, limit: MAX_TENSORS }) } else { Ok(()) }
+}
+
+/// Lengths, if the groups are there and no name is given twice.
 pub(crate) fn check_specs(specs: &[TensorSpec], groups: usize) -> Result<Vec<u64>> {
-    if specs.len() > MAX_TENSORS {
-        return Err(Error::TooManyTensors { count: specs.len(), limit: MAX_TENSORS });
+    if let Some(i) = specs.iter().position(|spec| spec.group >= groups) {
+        return Err(Error::GroupIndex { tensor: Some(specs[i].id(i)), group: specs[i].group, groups });
     }
-    let lens: Vec<u64> = specs.iter().map(|spec| spec.len as u64).collect();
-    if let Some((i, elements)) = first_too_many(&lens) {
-        return Err(Error::TooManyElements { tensor: specs[i].id(i), elements, limit: MAX_ELEMENTS });
+    let mut named: HashMap<&str, usize> = HashMap::new();
+    for (second, name) in specs.iter().enumerate().filter_map(|(i, spec)| Some((i, spec.name.as_ref()?))) {
+        if let Some(first) = named.insert(name, second) {
+            return Err(Error::DuplicateName { name: name.clone(), first, second });
+        }
     }
-    match specs.iter().position(|spec| spec.group >= groups) {
-        Some(i) => Err(Error::GroupIndex { tensor: Some(specs[i].id(i)), group: specs[i].group, groups }),
-        None => Ok(lens),
-    }
+    Ok(specs.iter().map(|spec| spec.len as u64).collect())
 }
 
 /// The tensors with their slots in the first arena: all m, all v, and vmax and masters as far as they are known to be
@@ -68,4 +94,23 @@ pub(crate) fn lay_out(specs: &[TensorSpec], groups: &[AdamWConfig]) -> (Vec<Tens
         phase: 0,
     };
     (specs.iter().enumerate().map(tensor).collect(), layout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn too_many(lens: &[usize]) -> Option<(usize, u64)> {
+        match collect_specs(lens) {
+            Err(Error::TooManyElements { tensor, elements, limit: MAX_ELEMENTS }) => Some((tensor.index, elements)),
+            specs => specs.map(|specs| assert_eq!(specs.len(), lens.len())).err().map(|error| panic!("{error}")),
+        }
+    }
+
+    #[test]
+    fn more_than_2_to_the_40_elements_are_too_many_and_the_sum_does_not_wrap() {
+        assert_eq!(too_many(&[1 << 39, 0, 1 << 39]), None);
+        assert_eq!(too_many(&[1 << 39, 1 << 39, 1, 5]), Some((2, MAX_ELEMENTS + 1)));
+        assert_eq!(too_many(&[7, usize::MAX]), Some((1, u64::MAX)));
+    }
 }

@@ -1,7 +1,7 @@
 //! From the pairs of a step to rows of the table: every check of a single tensor.
 
 use crate::arena::{Arena, PHASES, Slot};
-use crate::device::{Device, Guards};
+use crate::device::{Device, Elsewhere, Guards};
 use crate::error::{Buffer, Error, Result};
 use crate::register::Tensor;
 use crate::table::{SumRow, TensorRow, row_flags};
@@ -23,7 +23,7 @@ impl Named {
         elements: Elements<V>,
         device: &'a Device,
         guards: &mut Guards<'a>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Elsewhere> {
         let Elements { place, dtype, len, writable } = elements;
         Ok(Self { address: guards.address(device, place)?, len, dtype, writable })
     }
@@ -39,15 +39,15 @@ pub(crate) struct NamedPair {
 impl Tensor {
     #[inline]
     pub(crate) fn named<'a>(&self, pair: Pair<'a>, device: &'a Device, guards: &mut Guards<'a>) -> Result<NamedPair> {
-        let wrong = |buffer| move |actual| self.wrong_device(buffer, device, actual);
+        let wrong = |buffer| move |place| self.wrong_device(buffer, device, place);
         let param = Named::of(pair.param.0, device, guards).map_err(wrong(Buffer::Param))?;
         let grad = pair.grad.0.map(|grad| Named::of(grad, device, guards).map_err(wrong(Buffer::Grad)));
         Ok(NamedPair { param, grad: grad.transpose()? })
     }
 
     #[cold]
-    fn wrong_device(&self, buffer: Buffer, device: &Device, actual: String) -> Error {
-        Error::WrongDevice { tensor: self.id.clone(), buffer, expected: device.describe(), actual }
+    fn wrong_device(&self, buffer: Buffer, device: &Device, Elsewhere { place, remedy }: Elsewhere) -> Error {
+        Error::WrongDevice { tensor: self.id.clone(), buffer, expected: device.describe(), actual: place, remedy }
     }
 
     /// Its gradient for the sum, without the sum's address.
@@ -59,7 +59,7 @@ impl Tensor {
         guards: &mut Guards<'a>,
     ) -> Result<SumRow> {
         let grad = Named::of(grad, device, guards);
-        let grad = grad.map_err(|actual| self.wrong_device(Buffer::Grad, device, actual))?;
+        let grad = grad.map_err(|place| self.wrong_device(Buffer::Grad, device, place))?;
         self.check_address(Buffer::Grad, grad)?;
         let flags = row_flags::HAS_GRAD | if first { row_flags::FIRST } else { 0 };
         Ok(SumRow { grad: grad.address, grad_dtype: grad.dtype.code(), flags, ..SumRow::default() })
@@ -110,8 +110,11 @@ impl Tensor {
         if self.len > 0 && address == 0 {
             return Err(Error::NullPointer { tensor: tensor(), buffer, len: self.len });
         }
-        if self.len > 0 && (!address.is_multiple_of(alignment) || address.checked_add(bytes).is_none()) {
+        if self.len > 0 && !address.is_multiple_of(alignment) {
             return Err(Error::Misaligned { tensor: tensor(), buffer, address, alignment });
+        }
+        if self.len > 0 && address.checked_add(bytes).is_none() {
+            return Err(Error::PastTheEnd { tensor: tensor(), buffer, address, bytes });
         }
         Ok(())
     }

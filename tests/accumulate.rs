@@ -79,15 +79,77 @@ fn tensors_may_miss_some_passes_or_all() {
 fn without_a_sum_there_is_no_gradient() {
     let mut opt = optimizer();
     let mut params = tensors(0);
-    opt.step_accumulated(StepOptions::default(), &mut params).unwrap();
+    let no_sums = |opt: &mut AdamW, params: &mut Vec<Vec<f32>>| {
+        let error = opt.step_accumulated(StepOptions::default(), params).unwrap_err();
+        assert!(matches!(error, Error::NoSums), "{error}");
+    };
+    no_sums(&mut opt, &mut params);
+    // A batch in which no tensor had a gradient.
     opt.accumulate([None::<&[f32]>; 4]).unwrap();
+    opt.step(params.iter_mut().map(|param| (param, None::<&[f32]>))).unwrap(); // nothing waits
     opt.step_accumulated(StepOptions::default(), &mut params).unwrap();
     assert!(params == tensors(0) && opt.state(0).unwrap().step == 0);
+    no_sums(&mut opt, &mut params);
     opt.accumulate(&tensors(1)).unwrap();
     opt.step_accumulated(StepOptions::default(), &mut params).unwrap();
-    // The sums have been used.
-    opt.step_accumulated(StepOptions::default(), &mut params).unwrap();
+    no_sums(&mut opt, &mut params); // they have been used
     assert_eq!(opt.state(0).unwrap().step, 1);
+    // A list without tensors, and one without elements.
+    for lens in [vec![], vec![0]] {
+        let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), &lens).unwrap();
+        let mut params: Vec<Vec<f32>> = lens.iter().map(|_| vec![]).collect();
+        no_sums(&mut opt, &mut params);
+        opt.accumulate(&params).unwrap();
+        opt.step_accumulated(StepOptions::default(), &mut params).unwrap();
+        no_sums(&mut opt, &mut params);
+    }
+}
+
+// The sums of a batch would be added to those of the next one.
+#[test]
+fn a_step_by_other_gradients_is_refused_while_sums_wait() {
+    let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1, 1]).unwrap();
+    let (mut params, grads) = ([[1.0_f32]; 2], [[1.0_f32]; 2]);
+    // SAFETY: (both) the tensors stay where they are, and are used between steps alone.
+    unsafe { opt.prepare(params.iter_mut().zip(&grads)).unwrap() };
+    opt.step_prepared(StepOptions::default()).unwrap();
+    opt.accumulate([None, Some(&[1.0_f32])]).unwrap();
+    let before = ([0, 1].map(|i| opt.state(i).unwrap()), params);
+    for _ in 0..2 {
+        let refused = [
+            opt.step(params.iter_mut().zip(&grads)),
+            opt.step_with(StepOptions::default(), params.iter_mut().zip(&grads)),
+            opt.step_prepared(StepOptions::default()),
+            // SAFETY: see above.
+            unsafe { opt.prepare(params.iter_mut().zip(&grads)) },
+        ];
+        let is_told =
+            |result: &Result<(), Error>| matches!(result, Err(Error::SumsPending { tensor }) if tensor.index == 1);
+        assert!(refused.iter().all(is_told), "{refused:?}");
+    }
+    assert_eq!(([0, 1].map(|i| opt.state(i).unwrap()), params), before);
+    opt.step_accumulated(StepOptions::default(), &mut params).unwrap();
+    assert_eq!([0, 1].map(|i| opt.state(i).unwrap().step), [1, 2]);
+    opt.step(params.iter_mut().zip(&grads)).unwrap();
+    opt.accumulate([&[1.0_f32], &[1.0]]).unwrap();
+    opt.step_accumulated(StepOptions::default(), &mut params).unwrap();
+    assert_eq!([0, 1].map(|i| opt.state(i).unwrap().step), [3, 4]);
+}
+
+#[test]
+fn sums_that_are_dropped_are_not_added_to_the_next() {
+    let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1, 1]).unwrap();
+    let mut params = [[1.0_f32]; 2];
+    opt.clear_accumulated(); // nothing
+    opt.accumulate([&[f32::NAN], &[f32::NAN]]).unwrap();
+    opt.clear_accumulated();
+    let error = opt.step_accumulated(StepOptions::default(), &mut params).unwrap_err();
+    assert!(matches!(error, Error::NoSums), "{error}");
+    opt.step(params.iter_mut().zip(&[[0.0_f32]; 2])).unwrap();
+    opt.accumulate([Some(&[1.0_f32]), None]).unwrap();
+    opt.step_accumulated(StepOptions::default(), &mut params).unwrap();
+    assert_eq!([0, 1].map(|i| opt.state(i).unwrap().m), [vec![0.1], vec![0.0]]);
+    assert_eq!([0, 1].map(|i| opt.state(i).unwrap().step), [2, 1]);
 }
 
 #[test]
@@ -109,12 +171,12 @@ fn a_skipped_step_uses_the_sums_up() {
 fn what_does_not_fit_changes_nothing() {
     let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [2, 1]).unwrap();
     let error = opt.accumulate([&[1.0_f32, 2.0][..]]).unwrap_err();
-    assert!(matches!(error, Error::TensorCount { expected: 2, actual: 1 }), "{error}");
+    assert!(matches!(error, Error::TensorCount { expected: 2, actual: 1, .. }), "{error}");
     let error = opt.accumulate([&[1.0_f32, 2.0][..], &[1.0, 2.0]]).unwrap_err();
     assert!(matches!(&error, Error::Length { buffer: Buffer::Grad, expected: 1, actual: 2, .. }), "{error}");
     opt.accumulate([&[1.0_f32, 2.0][..], &[3.0]]).unwrap();
     let error = opt.step_accumulated(StepOptions::default(), [&mut [0.0_f32; 2][..]]).unwrap_err();
-    assert!(matches!(error, Error::TensorCount { expected: 2, actual: 1 }), "{error}");
+    assert!(matches!(error, Error::TensorCount { expected: 2, actual: 1, .. }), "{error}");
     let error = opt.step_accumulated(StepOptions::default(), [&mut [0.0_f32; 2][..], &mut [0.0; 2]]).unwrap_err();
     assert!(matches!(&error, Error::Length { buffer: Buffer::Param, .. }), "{error}");
     opt.step_accumulated(StepOptions::default(), [&mut [0.0_f32; 2][..], &mut [0.0]]).unwrap();

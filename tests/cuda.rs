@@ -16,6 +16,8 @@ mod alarm;
 mod calls;
 #[path = "guards/mod.rs"]
 mod cases;
+#[path = "cuda/contexts.rs"]
+mod contexts;
 #[path = "cuda/control.rs"]
 mod control;
 #[path = "cuda/controlled.rs"]

@@ -86,7 +86,10 @@ fn gradients_that_must_not_be_written_are_refused() {
     let mut opt = optimizer(&[2, 2], Some(Control { zero_grad: true, ..Default::default() }));
     let (mut a, mut b, mut grad, other) = ([1.0_f32; 2], [1.0_f32; 2], [1.0_f32; 2], [1.0_f32; 2]);
     let error = opt.step([Pair::new(&mut a, &mut grad), Pair::new(&mut b, &other)]).unwrap_err();
-    assert_eq!(error.to_string(), "tensor 1 (one): its gradient is to be written as zeros, but was not given as &mut");
+    assert_eq!(
+        error.to_string(),
+        "tensor 1 (one): `zero_grad` writes its gradient, which was given as `&`: give it as `&mut`, or set `zero_grad: false`"
+    );
     let (at, grad_at) = ([a.as_mut_ptr(), b.as_mut_ptr()], grad.as_mut_ptr());
     let pair = |p: *mut f32| {
         // SAFETY: alive and writable; that the gradients overlap is what the step is to find.

@@ -168,7 +168,7 @@ fn a_preparation_that_fails_leaves_the_one_before() {
     let fewer = model.pairs([true; 4]).into_iter().skip(1);
     // SAFETY: see above.
     let error = unsafe { model.opt.prepare(fewer).unwrap_err() };
-    assert!(matches!(error, Error::TensorCount { expected: 4, actual: 3 }), "{error}");
+    assert!(matches!(error, Error::TensorCount { expected: 4, actual: 3, .. }), "{error}");
     model.opt.step_prepared(StepOptions::default()).unwrap();
     let bad = model.opt.step_prepared(StepOptions { grad_scale: f64::NAN }).unwrap_err();
     assert!(matches!(bad, Error::GradScale { .. }), "{bad}");

@@ -36,7 +36,8 @@ impl AdamW {
     /// Adds gradients to sums that the optimizer keeps, f32 whatever the gradients are: for a batch that takes several
     /// backward passes. [`AdamW::step_accumulated`] then steps by the sums. `grads` are in the registered order; `None`
     /// adds nothing. The sums (4 bytes an element) are allocated by the first call; the first gradient after a step
-    /// replaces its sum, so that nothing is ever set to zero.
+    /// replaces its sum, so that nothing is ever set to zero. Until that step, or [`AdamW::clear_accumulated`], a step by
+    /// other gradients is an error: the sums would be added to those of the next batch.
     ///
     /// One launch on a GPU, and no copy while addresses are as in the call before.
     ///
@@ -60,18 +61,19 @@ impl AdamW {
         I: IntoIterator,
         I::Item: Into<Grad<'a>>,
     {
-        let grads: Vec<Grad<'a>> = grads.into_iter().map(Into::into).collect();
+        // One too many is enough to know.
+        let grads: Vec<Grad<'a>> = grads.into_iter().take(self.tensors.len() + 1).map(Into::into).collect();
         self.check_grads(&grads)?;
         let has_grad: Vec<bool> = grads.iter().map(|grad| grad.0.is_some()).collect();
         if !has_grad.contains(&true) {
+            self.accumulated = true;
             return Ok(());
         }
         self.refuse_capture()?;
-        let sums = match self.sums.take() {
-            Some(sums) => sums,
-            None => self.new_sums()?,
-        };
-        let sums = self.sums.insert(sums);
+        if self.sums.is_none() {
+            self.sums = Some(self.new_sums()?);
+        }
+        let Some(sums) = &mut self.sums else { return Ok(()) };
         let which_first = which_first(&sums.pending, &has_grad);
         let device = self.device.clone();
         let mut guards = Guards::default().next(&device);
@@ -90,13 +92,12 @@ impl AdamW {
         // The guards are held until after the launch.
         unsafe { self.engine.accumulate(&rows, which_first)? };
         sums.pending.iter_mut().zip(has_grad).for_each(|(pending, has)| *pending |= has);
+        self.accumulated = true;
         guards.finish(&device).map(drop)
     }
 
     fn check_grads(&self, grads: &[Grad<'_>]) -> Result<()> {
-        if grads.len() != self.tensors.len() {
-            return Err(Error::TensorCount { expected: self.tensors.len(), actual: grads.len() });
-        }
+        self.check_tensor_count(grads.len())?;
         let check = |(tensor, grad): (&Tensor, &Grad<'_>)| {
             grad.0.as_ref().map_or(Ok(()), |grad| tensor.check_len(Buffer::Grad, grad.len))
         };
@@ -111,7 +112,7 @@ impl AdamW {
     }
 
     /// A step by the sums of [`AdamW::accumulate`]. A tensor that nothing has been added to since the last step has no
-    /// gradient. `params` are in the registered order.
+    /// gradient. `params` are in the registered order. The sums are used up, also by a step that a control skips.
     ///
     /// ```
     /// # use fused_adamw::{AdamW, AdamWConfig, Device, StepOptions};
@@ -124,21 +125,64 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// As for [`AdamW::step_with`]. Nothing has changed then, and the sums are still there.
+    /// As for [`AdamW::step_with`]; [`Error::NoSums`] without an [`AdamW::accumulate`] since the last such step, be it one
+    /// of `None`s. Nothing has changed then, and the sums are still there.
     pub fn step_accumulated<'a, I>(&mut self, options: StepOptions, params: I) -> Result<()>
     where
         I: IntoIterator,
         I::Item: Into<Param<'a>>,
     {
-        let sums = self.sums.take();
+        if !self.accumulated {
+            return Err(Error::NoSums);
+        }
+        let mut lent = Lent { sums: self.sums.take(), opt: self };
+        let Lent { opt, sums } = &mut lent;
         let grad = |i| sums.as_ref().map_or(Grad(None), |sums| sums.grad(i));
-        let pairs = params.into_iter().enumerate().map(|(i, param)| Pair { param: param.into(), grad: grad(i) });
-        let result = self.step_with(options, pairs);
-        self.sums = sums;
+        let pairs = params.into_iter().zip(0..).map(|(param, i)| Pair { param: param.into(), grad: grad(i) });
+        let result = opt.step_pairs(options, pairs);
+        drop(lent);
         if was_applied(&result) {
-            self.sums.iter_mut().for_each(|sums| sums.pending.fill(false));
+            self.clear_accumulated();
         }
         result
+    }
+
+    /// Drops what has been accumulated since the last step by sums: a batch that is given up. The memory stays.
+    ///
+    /// ```
+    /// # use fused_adamw::{AdamW, AdamWConfig, Device, Error};
+    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [1])?;
+    /// let mut p = [1.0_f32];
+    /// opt.accumulate([&[f32::NAN]])?;
+    /// assert!(matches!(opt.step([(&mut p, &[1.0_f32])]), Err(Error::SumsPending { .. })));
+    /// opt.clear_accumulated();
+    /// opt.step([(&mut p, &[1.0_f32])])?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn clear_accumulated(&mut self) {
+        self.sums.iter_mut().for_each(|sums| sums.pending.fill(false));
+        self.accumulated = false;
+    }
+
+    /// An error if a step by other gradients would leave sums behind, to be added to those of the next batch.
+    pub(super) fn refuse_pending_sums(&self) -> Result<()> {
+        let first = || self.sums.as_ref()?.pending.iter().position(|&pending| pending);
+        match self.accumulated.then(first).flatten() {
+            Some(first) => Err(Error::SumsPending { tensor: self.tensors[first].id.clone() }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Sums that a step reads while it has the optimizer, to which they come back whatever the caller's iterator does.
+struct Lent<'a> {
+    opt: &'a mut AdamW,
+    sums: Option<Sums>,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.opt.sums = self.sums.take();
     }
 }
 

@@ -107,8 +107,8 @@ impl AdamW {
         Ok(self.engine.control_state()?.map(Status::from))
     }
 
-    /// What was measured of the newest step whose record has arrived; `None` without [`Control::metrics`] or
-    /// [`Control::rms_alarm`], and before there is one. Never waits: on a GPU every step sends its record to one of 4 places
+    /// What was measured of the newest step whose record has arrived; `None` before there is one. It takes
+    /// [`Control::metrics`] or [`Control::rms_alarm`]. Never waits: on a GPU every step sends its record to one of 4 places
     /// in pinned memory, from where it is read if it is there. A record that nobody has read is overwritten by the fourth
     /// after it; one for which all places are still on their way is not kept, and [`Metrics::dropped`] counts those.
     ///
@@ -126,8 +126,11 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// On a GPU `Error::Capturing`, `Error::Driver`.
+    /// [`Error::NoMetrics`] without a control that measures; on a GPU `Error::Capturing`, `Error::Driver`.
     pub fn metrics(&mut self) -> Result<Option<Metrics>> {
+        if !self.control.as_ref().is_some_and(Control::measures) {
+            return Err(Error::NoMetrics);
+        }
         Ok(self.engine.record()?.map(|record| Metrics::new(&record, &self.tensors)))
     }
 

@@ -36,8 +36,8 @@ impl AdamW {
     ///
     /// # Errors
     /// [`Error::TensorCount`], [`Error::Length`], [`Error::Dtype`], [`Error::WrongDevice`], [`Error::NullPointer`],
-    /// [`Error::Misaligned`], [`Error::Overlap`], [`Error::SharedGrad`] for tensors that do not fit;
-    /// [`Error::OutOfMemory`] for the master of a 16-bit parameter seen for the first time; of a GPU `Error::Capturing`,
+    /// [`Error::Misaligned`], [`Error::PastTheEnd`], [`Error::Overlap`], [`Error::SharedGrad`] for tensors that do not fit;
+    /// [`Error::SumsPending`] after [`AdamW::accumulate`]; [`Error::OutOfMemory`] for the master of a 16-bit parameter seen for the first time; of a GPU `Error::Capturing`,
     /// `Error::Captured`, `Error::Driver`. Nothing has changed then. The exception is `Error::NotRecorded`.
     pub fn step<'a, I>(&mut self, pairs: I) -> Result<()>
     where
@@ -64,8 +64,19 @@ impl AdamW {
         I: IntoIterator,
         I::Item: Into<Pair<'a>>,
     {
+        self.refuse_pending_sums()?;
+        self.step_pairs(options, pairs)
+    }
+
+    /// A step by gradients of the caller's, or by sums.
+    pub(super) fn step_pairs<'a, I>(&mut self, options: StepOptions, pairs: I) -> Result<()>
+    where
+        I: IntoIterator,
+        I::Item: Into<Pair<'a>>,
+    {
         options.check()?;
         let device = self.device.clone();
+        // Where the caller's iterator panics only their memory is lost.
         let mut guards = std::mem::take(&mut self.guards).next(&device);
         self.describe(pairs.into_iter().map(Into::into), &device, &mut guards)?;
         self.run(options)?;
@@ -104,8 +115,9 @@ impl AdamW {
         I: IntoIterator,
         I::Item: Into<Pair<'a>>,
     {
+        self.refuse_pending_sums()?;
         let device = self.device.clone();
-        let mut guards = std::mem::take(&mut self.guards).next(&device);
+        let mut guards = std::mem::take(&mut self.guards).next(&device); // as for a step
         self.describe(pairs.into_iter().map(Into::into), &device, &mut guards)?;
         self.prepared = true;
         self.guards = guards.finish(&device)?;
@@ -122,10 +134,11 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotPrepared`], [`Error::GradScale`]; of a GPU `Error::Capturing`, `Error::Captured`, `Error::Driver`.
+    /// [`Error::NotPrepared`], [`Error::GradScale`], [`Error::SumsPending`]; of a GPU `Error::Capturing`, `Error::Captured`, `Error::Driver`.
     /// Nothing has changed then.
     pub fn step_prepared(&mut self, options: StepOptions) -> Result<()> {
         options.check()?;
+        self.refuse_pending_sums()?;
         if !self.prepared {
             return Err(Error::NotPrepared);
         }
@@ -172,8 +185,19 @@ impl AdamW {
             }
             actual += 1;
         }
-        let (expected, actual) = (self.tensors.len(), actual + pairs.count());
-        if expected == actual { Ok(same) } else { Err(Error::TensorCount { expected, actual }) }
+        // One too many is enough to know.
+        self.check_tensor_count(actual + usize::from(pairs.next().is_some()))?;
+        Ok(same)
+    }
+
+    /// `actual`: at most one more than there are.
+    pub(super) fn check_tensor_count(&self, actual: usize) -> Result<()> {
+        let expected = self.tensors.len();
+        if actual == expected {
+            return Ok(());
+        }
+        let tensor = self.tensors.get(actual).or(self.tensors.last()).map(|tensor| tensor.id.clone());
+        Err(Error::TensorCount { expected, actual, tensor })
     }
 
     fn fill_next_rows(&mut self) -> Result<()> {

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Once, OnceLock};
 
-use fused_adamw::Device;
 use fused_adamw::cudarc::driver::sys::CUresult;
+use fused_adamw::{DRIVER_FUNCTIONS, Device};
 use libloading::{Library, Symbol};
 
 /// Set in a process that a test has started.
@@ -63,6 +63,33 @@ pub(crate) fn without_driver<F: FnOnce()>(body: F) {
         fs::write(folder.join(name), "not a library").unwrap();
     }
     run_child::<F>(&folder, &[]);
+}
+
+/// Runs `body`, the whole of a test, on a driver that has all functions that the crate calls, but for this one. None
+/// does anything.
+pub(crate) fn driver_without<F: FnOnce()>(function: &str, body: F) {
+    const LACKS: &str = "FUSED_ADAMW_TEST_LACKS";
+    if env::var_os(CHILD).is_some() {
+        let is_meant = env::var(LACKS).as_deref() == Ok(function);
+        return if is_meant {
+            body()
+        };
+    }
+    if emulation_is_off() {
+        return say_if_off::<F>();
+    }
+    let Some(cxx) = cxx() else { return say("SKIPPED, no C++ compiler for a driver that lacks a function") };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("driver-without-{function}"));
+    fs::create_dir_all(&folder).unwrap();
+    let others = DRIVER_FUNCTIONS.iter().filter(|&&other| other != function);
+    let source: String = others.map(|name| format!("extern \"C\" int {name}() {{ return 0; }}\n")).collect();
+    fs::write(folder.join("driver.cpp"), source).unwrap();
+    let mut compile = Command::new(cxx);
+    compile.args(["-shared", "-fPIC", "-o"]).arg(part(&folder, NAMES[0])).arg(folder.join("driver.cpp"));
+    assert!(compile.status().unwrap().success());
+    fs::copy(part(&folder, NAMES[0]), folder.join(NAMES[1])).unwrap();
+    fs::rename(part(&folder, NAMES[0]), folder.join(NAMES[0])).unwrap();
+    run_child::<F>(&folder, &[(LACKS, function)]);
 }
 
 /// What cudarc and the crate look for, in this order.

@@ -5,9 +5,13 @@ use std::sync::Arc;
 
 use fused_adamw::cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
 use fused_adamw::cudarc::driver::{CudaContext, CudaStream, DevicePtr, DevicePtrMut, DriverError};
-use fused_adamw::{AdamW, AdamWConfig, Buffer, Device, Dtype, Error, PTX, PTX_COMMITTED, Pair, TensorSpec};
+use fused_adamw::{
+    AdamW, AdamWConfig, Alarm, Buffer, Control, DRIVER_FUNCTIONS, Decay, Device, Dtype, Error, NonFinite, PTX,
+    PTX_COMMITTED, Pair, Param, Schedule, StepOptions, TensorSpec,
+};
+use half::bf16;
 
-use crate::driver::{calls, counts, each_driver, emulated, fail, has_failed, without_driver};
+use crate::driver::{calls, counts, driver_without, each_driver, emulated, fail, has_failed, without_driver};
 
 fn driver_code(error: &Error) -> Option<CUresult> {
     error.source()?.downcast_ref::<DriverError>().map(|error| error.0)
@@ -99,26 +103,136 @@ fn a_gpu_that_cannot_run_the_kernels() {
     });
 }
 
+// cudarc panics at the first call of a function that is not there. A driver as old as that, or a stub, is none.
+#[test]
+fn a_driver_that_lacks_a_function() {
+    for lacking in ["cuInit", "cuLaunchKernel", "cuMemAllocAsync", "cuGetErrorString", "cuEventDestroy_v2"] {
+        driver_without(lacking, || {
+            let error = Device::cuda_at(0).unwrap_err();
+            assert!(matches!(error, Error::OldDriver { library: "libcuda.so", .. }), "{error:?}");
+            let text = Device::best().to_string();
+            assert!(
+                text.starts_with("CPU (") && text.contains("the NVIDIA driver libcuda.so has no function cu"),
+                "{text}"
+            );
+            assert!(error.to_string().ends_with("it takes a driver for CUDA 12.0 or newer"), "{error}");
+        });
+    }
+}
+
+// What is not in that list would be found missing by a panic.
+#[test]
+fn every_function_that_is_called_is_looked_for() {
+    for pools in ["0", "1"] {
+        emulated(&[("EMULATED_MEMORY_POOLS", pools)], || {
+            let alarm = Some(Alarm { skip: true, ..Default::default() });
+            let list = Schedule { decay: Decay::List([1.0, 0.5].into()), ..Default::default() };
+            let skips = Control { non_finite: NonFinite::SkipTensor, schedule: list, ..Default::default() };
+            let all = Control { metrics: true, zero_grad: true, norm_alarm: alarm, rms_alarm: alarm, ..skips.clone() };
+            let called = calls(|| {
+                for several_streams in [false, true] {
+                    let controls = [None, Some(skips.clone()), Some(all.clone())];
+                    controls.into_iter().for_each(|control| everything(several_streams, control));
+                }
+            });
+            let unknown: Vec<_> = called.keys().filter(|name| !DRIVER_FUNCTIONS.contains(&name.as_str())).collect();
+            // Of the tests' own.
+            let known = ["cuStreamCreate", "cuStreamDestroy_v2", "cuCtxSynchronize"];
+            assert!(unknown.iter().all(|name| known.contains(&name.as_str())), "{unknown:?}");
+            assert!(called.len() > 20, "{called:?}");
+        });
+    }
+}
+
+/// All that an optimizer does, and its end.
+fn everything(several_streams: bool, control: Option<Control>) {
+    let mut device = Device::cuda_at(0).unwrap();
+    let stream = device.stream().unwrap().clone();
+    if several_streams {
+        device = Device::cuda(&stream.context().new_stream().unwrap()).unwrap();
+    }
+    println!("{device}, {:?}", Device::cuda_at(7));
+    let mut opt = AdamW::new(&device, AdamWConfig::default(), [4, 4]).unwrap();
+    let (mut p, mut g) = (stream.clone_htod(&[1.0_f32; 4]).unwrap(), stream.clone_htod(&[1.0_f32; 4]).unwrap());
+    let (mut q, mut h) = (stream.clone_htod(&[bf16::ONE; 4]).unwrap(), stream.clone_htod(&[1.0_f32; 4]).unwrap());
+    let measures = control.as_ref().is_some_and(|control| control.metrics);
+    opt.set_control(control).unwrap();
+    for step in 0..3 {
+        opt.accumulate([&g, &h]).unwrap();
+        opt.step_accumulated(StepOptions::default(), [Param::from(&mut p), Param::from(&mut q)]).unwrap();
+        let grad = (step > 0).then_some(&mut h); // other tensors: a class is split
+        opt.step([Pair::new(&mut p, &mut g), Pair::new(&mut q, grad)]).unwrap();
+        opt.set_lr(0.1).unwrap();
+        opt.reload_masters();
+        if measures {
+            drop(opt.metrics().unwrap());
+        }
+    }
+    println!("{:?}, {:?}, {}", opt.status().unwrap(), opt.state(1).unwrap(), opt.effective_lr(0).unwrap());
+}
+
+#[test]
+fn a_number_that_no_device_has_is_not_cut_off() {
+    each_driver(|| {
+        for ordinal in [1 << 31, 1 << 32, (1 << 32) + 1, usize::MAX] {
+            let error = Device::cuda_at(ordinal).unwrap_err();
+            assert_eq!(error.to_string(), format!("no CUDA device {ordinal}"));
+            assert!(matches!(error, Error::NoDevice { ordinal: told, .. } if told == ordinal), "{error:?}");
+            assert_eq!(driver_code(&error), Some(CUresult::CUDA_ERROR_INVALID_DEVICE));
+        }
+    });
+}
+
+#[test]
+fn a_gpu_without_memory_says_how_much_was_asked_for() {
+    for (pools, call) in [("1", "cuMemAllocAsync"), ("0", "cuMemAlloc_v2")] {
+        emulated(&[("EMULATED_MEMORY_POOLS", pools)], || {
+            let device = Device::cuda_at(0).unwrap();
+            fail(call, 1, CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+            let error = AdamW::new(&device, AdamWConfig::default(), [1 << 10]).unwrap_err();
+            let Error::OutOfMemory { bytes, gpu, .. } = error else { panic!("{error:?}") };
+            assert!(has_failed() && bytes >= 8 << 10 && gpu == Some(0));
+            assert_eq!(error.to_string(), format!("out of memory: {bytes} bytes of the memory of GPU 0"));
+            assert_eq!(driver_code(&error), Some(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
+            AdamW::new(&device, AdamWConfig::default(), [1 << 10]).unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_host_without_pinned_memory_says_how_much_was_asked_for() {
+    emulated(&[], || {
+        let mut opt = AdamW::new(&Device::cuda_at(0).unwrap(), AdamWConfig::default(), [4]).unwrap();
+        fail("cuMemHostAlloc", 1, CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+        let error = opt.set_control(Some(Control { metrics: true, ..Default::default() })).unwrap_err();
+        assert!(has_failed() && matches!(error, Error::OutOfMemory { gpu: None, .. }), "{error:?}");
+        assert!(error.to_string().ends_with(" bytes of host memory"), "{error}");
+        assert_eq!(driver_code(&error), Some(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
+    });
+}
+
 // ---- tensors that do not fit -------------------------------------------------------------------------------------
 
 const SPECS: fn() -> [TensorSpec; 2] = || [TensorSpec::new(4), TensorSpec::new(4).named("bias")];
 
 fn wrong_device(result: Result<(), Error>, wanted: Buffer) -> (String, String) {
     match result {
-        Err(Error::WrongDevice { tensor, buffer, expected, actual }) => {
+        Err(Error::WrongDevice { tensor, buffer, expected, actual, remedy }) => {
             assert_eq!((tensor.to_string(), buffer), ("tensor 1 (bias)".into(), wanted));
+            assert!(remedy.contains("`Device::c"), "{remedy}");
             (expected, actual)
         }
         other => panic!("{other:?}"),
     }
 }
 
-// The two contexts compare equal, and neither waits for the other.
+// The two contexts compare equal, and neither waits for the other's streams.
 #[test]
 fn a_tensor_of_another_context_of_the_same_device_is_refused() {
     each_driver(|| {
         let device = Device::cuda_at(0).unwrap();
         let [ours, theirs] = [device.stream().unwrap().clone(), CudaContext::new(0).unwrap().default_stream()];
+        let _another = theirs.context().new_stream().unwrap();
         let four = |stream: &Arc<CudaStream>| stream.clone_htod(&[1.0_f32; 4]).unwrap();
         let (mut a, mut b, mut c) = (four(&ours), four(&ours), four(&theirs));
         let (g, h) = (four(&ours), four(&theirs));
