@@ -73,14 +73,21 @@ fn steps_in_tasks_of_a_pool_come_to_an_end_with_the_same_bits() {
     }
 }
 
+/// What the ignored test `name` says, in a process of its own.
+fn in_a_process(name: &str, environment: &[(&str, &str)]) -> String {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", name, "--ignored", "--nocapture", "--test-threads=1"]).envs(environment.iter().copied());
+    let output = child.output().unwrap();
+    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
+    assert!(output.status.success() && stdout.contains("1 passed"), "{name}, {environment:?}: {stdout}{stderr}");
+    stdout.into_owned()
+}
+
 #[test]
 fn the_environment_sets_the_threads_of_the_global_pool() {
-    for threads in ["1", "3", "64"] {
-        let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", "in_the_global_pool", "--ignored", "--nocapture"]).env("RAYON_NUM_THREADS", threads);
-        let output = child.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && said.contains(&format!(", {threads} threads)")), "{threads}: {said}");
+    for (threads, said) in [("1", ", 1 thread)"), ("3", ", 3 threads)"), ("64", ", 64 threads)")] {
+        let output = in_a_process("in_the_global_pool", &[("RAYON_NUM_THREADS", threads)]);
+        assert!(output.contains(said), "{output}");
     }
 }
 
@@ -101,4 +108,129 @@ fn steps_do_without_one_thread() {
     let (done, finished) = mpsc::channel();
     std::thread::spawn(move || done.send(stepped(MANY)).unwrap());
     finished.recv_timeout(Duration::from_secs(60)).expect("a step waits for the pool's one thread");
+}
+
+// No address space has room for such a stack.
+#[cfg(target_os = "linux")]
+#[test]
+fn where_no_thread_can_be_made_the_callers_does_it() {
+    let stack = (1_u64 << 47).to_string();
+    in_a_process("without_threads", &[("RUST_MIN_STACK", &stack), ("RAYON_NUM_THREADS", "3")]);
+}
+
+#[test]
+#[ignore = "in a process of its own: by where_no_thread_can_be_made_the_callers_does_it"]
+fn without_threads() {
+    std::thread::Builder::new().spawn(|| ()).expect_err("a thread can be made");
+    works_alone();
+}
+
+// Rayon tries once, and has no global pool from then on.
+#[test]
+fn where_the_application_has_failed_to_make_a_pool_the_callers_thread_does_it() {
+    in_a_process("after_a_pool_that_failed", &[]);
+}
+
+#[test]
+#[ignore = "in a process of its own: by where_the_application_has_failed_to_make_a_pool_the_callers_thread_does_it"]
+fn after_a_pool_that_failed() {
+    let none = ThreadPoolBuilder::new().num_threads(3).spawn_handler(|_| Err(std::io::Error::other("none")));
+    none.build_global().unwrap_err();
+    works_alone();
+    // Pools of one's own can be made all the same.
+    assert!(pool(2).install(|| Device::cpu().to_string()).ends_with(", 2 threads)"));
+}
+
+/// Large steps, by the caller's thread.
+fn works_alone() {
+    for _ in 0..2 {
+        let device = Device::cpu().to_string();
+        assert!(stepped(MANY)[0] < 1.0 && device.ends_with(", 1 thread)"), "{device}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod forked {
+    use super::{MANY, in_a_process, pool, stepped};
+    use fused_adamw::Device;
+    use rayon::ThreadPoolBuilder;
+    use std::time::Duration;
+
+    unsafe extern "C" {
+        safe fn fork() -> i32;
+        unsafe fn waitpid(process: i32, status: *mut i32, options: i32) -> i32;
+        safe fn kill(process: i32, signal: i32) -> i32;
+        safe fn _exit(status: i32) -> !;
+    }
+
+    /// Whether `body` is true in a process that is forked off here: false, too, if it has not ended in time.
+    fn in_a_fork(body: impl FnOnce() -> bool) -> bool {
+        let child = fork();
+        assert!(child >= 0);
+        if child == 0 {
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+            _exit(i32::from(!ended.unwrap_or(false)));
+        }
+        let mut status = -1;
+        for _ in 0..600 {
+            // SAFETY: a child of ours, and a place for its status. 1: it is not waited for.
+            if unsafe { waitpid(child, &raw mut status, 1) } == child {
+                return status == 0;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        kill(child, 9);
+        // SAFETY: as above; it has been killed.
+        unsafe { waitpid(child, &raw mut status, 0) };
+        false
+    }
+
+    fn threads() -> String {
+        Device::cpu().to_string().rsplit_once(", ").unwrap().1.into()
+    }
+
+    // The pool's threads are not in the child, and nobody would do what is given to them.
+    #[test]
+    fn after_a_fork_the_callers_thread_does_it() {
+        in_a_process("forked::after_a_step", &[("RAYON_NUM_THREADS", "3")]);
+        in_a_process("forked::before_any_step", &[("RAYON_NUM_THREADS", "3")]);
+        in_a_process("forked::after_the_applications_pool_has_been_used", &[]);
+        in_a_process("forked::after_the_applications_pool_alone", &[]);
+    }
+
+    #[test]
+    #[ignore = "in a process of its own: by after_a_fork_the_callers_thread_does_it"]
+    fn after_a_step() {
+        let expected = stepped(MANY);
+        assert_eq!(threads(), "3 threads)");
+        assert!(in_a_fork(|| stepped(MANY) == expected && threads() == "1 thread)"));
+        // A fork of a fork, and a pool that the child makes for itself.
+        assert!(in_a_fork(|| in_a_fork(|| stepped(MANY) == expected)));
+        assert!(in_a_fork(|| pool(2).install(|| stepped(MANY) == expected && threads() == "2 threads)")));
+        assert!(stepped(MANY) == expected && threads() == "3 threads)");
+    }
+
+    #[test]
+    #[ignore = "in a process of its own: by after_a_fork_the_callers_thread_does_it"]
+    fn before_any_step() {
+        assert!(in_a_fork(|| stepped(MANY)[0] < 1.0 && threads() == "3 threads)"));
+        assert!(stepped(MANY)[0] < 1.0 && threads() == "3 threads)");
+    }
+
+    #[test]
+    #[ignore = "in a process of its own: by after_a_fork_the_callers_thread_does_it"]
+    fn after_the_applications_pool_has_been_used() {
+        ThreadPoolBuilder::new().num_threads(2).build_global().unwrap();
+        let expected = stepped(MANY);
+        assert!(in_a_fork(|| stepped(MANY) == expected && threads() == "1 thread)"));
+    }
+
+    #[test]
+    #[ignore = "in a process of its own: by after_a_fork_the_callers_thread_does_it"]
+    fn after_the_applications_pool_alone() {
+        ThreadPoolBuilder::new().num_threads(2).build_global().unwrap();
+        rayon::join(|| (), || ());
+        assert!(in_a_fork(|| stepped(MANY)[0] < 1.0 && threads() == "1 thread)"));
+        assert!(stepped(MANY)[0] < 1.0 && threads() == "2 threads)");
+    }
 }
