@@ -44,13 +44,20 @@ pub(crate) fn collect<'a>(
 
 /// Of one tensor; thread `k` of a GPU adds every 256th, from the k-th on.
 fn of_chunks(sums: &[Sums]) -> TensorSums {
-    let mut threads = [TensorSums::default(); BLOCK];
-    // As many as a tensor has by far the most often; zeros change no bit.
-    let of_one = sums.len() <= 1;
-    sums.iter().enumerate().for_each(|(i, sums)| threads[i % BLOCK] = add(&threads[i % BLOCK], &widened(sums)));
-    let x = if of_one { threads[0] } else { of_block(&mut threads, |a, b| add(&a, &b)) };
+    // One chunk is what a tensor has by far the most often; zeros change no bit.
+    let x = match sums {
+        [] => TensorSums::default(),
+        [one] => add(&TensorSums::default(), &widened(one)),
+        _ => of_many(sums),
+    };
     let [grad, param, update, ratio] = [x.grad, x.param, x.update, x.ratio].map(canonical64);
     TensorSums { grad, param, update, ratio, ..x }
+}
+
+fn of_many(sums: &[Sums]) -> TensorSums {
+    let mut threads = [TensorSums::default(); BLOCK];
+    sums.iter().enumerate().for_each(|(i, sums)| threads[i % BLOCK] = add(&threads[i % BLOCK], &widened(sums)));
+    of_block(&mut threads, |a, b| add(&a, &b))
 }
 
 fn widened(x: &Sums) -> TensorSums {

@@ -2,7 +2,7 @@
 //! `decide.rs`.
 
 use crate::alarm::{Alarm, AlarmStatus};
-use crate::config::{AdamWConfig, fits_f32};
+use crate::config::fits_f32;
 use crate::decide::schedule_factor;
 use crate::error::{Error, Result};
 use crate::rounding::to_f32_rn;
@@ -277,10 +277,9 @@ impl Control {
         }
     }
 
-    /// The groups' learning rates with the largest factor of the schedule, too, have to be f32.
-    pub(crate) fn check_groups(&self, groups: &[AdamWConfig]) -> Result<()> {
-        let Some(factor) = self.schedule.list().iter().copied().reduce(f64::max) else { return Ok(()) };
-        groups.iter().enumerate().try_for_each(|(i, group)| group.check_times(i, factor))
+    /// The largest factor of the schedule, at least 1: with it, too, the groups' learning rates have to be f32.
+    pub(crate) fn largest_factor(&self) -> f64 {
+        self.schedule.list().iter().copied().fold(1.0, f64::max)
     }
 
     /// True if the gradients are read before the update.

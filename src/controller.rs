@@ -88,6 +88,10 @@ impl HostControl {
         self.tables.hypers = hypers;
     }
 
+    pub(crate) fn set_hyper(&mut self, group: usize, hyper: Hyper) {
+        self.tables.hypers[group] = hyper;
+    }
+
     pub(crate) fn state(&self) -> ControlState {
         self.tables.state
     }

@@ -109,6 +109,10 @@ impl CudaControl {
         })
     }
 
+    pub(crate) fn set_hyper(&mut self, group: usize, hyper: Hyper) -> Result<()> {
+        self.hypers.upload_at(group, &[hyper], "upload the hyper-parameters of a group")
+    }
+
     pub(crate) fn set_hypers(&mut self, hypers: &[Hyper]) -> Result<()> {
         self.hypers.upload(hypers, "upload the hyper-parameters")
     }

@@ -73,14 +73,20 @@ impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
     }
 
     pub(crate) fn upload(&mut self, from: &[T], doing: &'static str) -> Result<()> {
+        self.upload_at(0, from, doing)
+    }
+
+    /// `from` in place of the elements from `offset` on.
+    pub(crate) fn upload_at(&mut self, offset: usize, from: &[T], doing: &'static str) -> Result<()> {
         if from.is_empty() {
             return Ok(());
         }
         refuse_capture(&self.stream)?;
-        assert!(from.len() <= self.len, "a table is as long as what it holds");
+        assert!(offset + from.len() <= self.len, "a table is as long as what it holds");
+        let to = self.address + (offset * size_of::<T>()) as u64;
         // SAFETY: within the allocation. The driver has taken its copy of memory that is not page-locked when it
         // returns.
-        unsafe { result::memcpy_htod_async(self.address, from, self.stream.cu_stream()) }.map_err(while_doing(doing))
+        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(while_doing(doing))
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -107,6 +107,17 @@ impl Engine {
         Ok(())
     }
 
+    /// The hyper-parameters of one group have changed.
+    pub(crate) fn set_hyper(&mut self, group: usize, hyper: Hyper) -> Result<()> {
+        match self {
+            Self::Cpu(_, _, Some(control)) => control.set_hyper(group, hyper),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_, Some(control)) => control.set_hyper(group, hyper)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// The hyper-parameters of all groups have changed.
     pub(crate) fn set_hypers(&mut self, hypers: Vec<Hyper>) -> Result<()> {
         match self {

@@ -124,40 +124,55 @@ unsafe fn full_chunk_inlined<I: Isa>(row: &TensorRow, chunk: Chunk, s: &StepScal
 /// Elements that are stepped and measured together, so that each loop over them is vectorized.
 const TILE: usize = 256;
 
-/// What is known of up to [`TILE`] of them beside what lies in the arrays; behind these is whatever was there.
-struct Tile {
-    before: [f32; TILE],
-    grad: [f32; TILE],
-    used: [f32; TILE],
-}
-
-impl Tile {
-    #[inline(always)]
-    fn load<I: Isa, G: Convert>(&mut self, weights: &[f32], grad: &[G], scale: f32, most: f32) {
-        self.before[..weights.len()].copy_from_slice(weights);
-        G::widen_all::<I>(grad, &mut self.grad);
-        self.used.iter_mut().zip(&self.grad).for_each(|(used, grad)| *used = clamp(mul_rn(*grad, scale), most));
-    }
-}
-
-/// What is measured of a chunk so far.
+/// What is measured of a chunk so far; and of up to [`TILE`] elements, what is gone after their step.
 struct Measured {
     /// By thread of a GPU's block, the sums whose order matters: gradient, parameter, update, ratio.
     threads: [[f32; BLOCK]; 4],
     /// The others.
     rest: Sums,
+    before: [f32; TILE],
+    grad: [f32; TILE],
 }
 
 impl Measured {
+    const fn new() -> Self {
+        let rest = Sums {
+            grad: 0.0,
+            param: 0.0,
+            update: 0.0,
+            ratio: 0.0,
+            max_update: 0,
+            non_finite: 0,
+            unmoved: 0,
+            below_eps: 0,
+        };
+        Self { threads: [[0.0; BLOCK]; 4], rest, before: [0.0; TILE], grad: [0.0; TILE] }
+    }
+
+    /// The next elements to be stepped.
+    #[inline(always)]
+    fn next(&mut self, weights: &[f32], grad: &[f32]) {
+        self.before[..weights.len()].copy_from_slice(weights);
+        self.grad[..grad.len()].copy_from_slice(grad);
+    }
+
     /// Thread `k` adds elements `8k` to `8k + 7` of every 2048, in their order. `vmax` is what the step divided by.
     #[inline(always)]
-    fn add<P: Convert>(&mut self, tile: &Tile, start: usize, s: &StepScalars, p: &[f32], m: &[f32], vmax: &[f32]) {
+    fn add<P: Convert>(
+        &mut self,
+        used: &[f32; TILE],
+        start: usize,
+        s: &StepScalars,
+        p: &[f32],
+        m: &[f32],
+        vmax: &[f32],
+    ) {
         let n = p.len().min(TILE);
         let (p, m, vmax, mut squares) = (&p[..n], &m[..n], &vmax[..n], [[0.0_f32; TILE]; 4]);
         for i in 0..n {
-            let (before, e) = (tile.before[i], Element { p: p[i], m: m[i], v: vmax[i], vmax: vmax[i] });
+            let (before, e) = (self.before[i], Element { p: p[i], m: m[i], v: vmax[i], vmax: vmax[i] });
             let stays = to_bits(P::narrow(e.p).widen()) == to_bits(P::narrow(before).widen());
-            let x = measure(s, tile.grad[i], tile.used[i], before, &e, stays);
+            let x = measure(s, self.grad[i], used[i], before, &e, stays);
             (squares[0][i], squares[1][i], squares[2][i], squares[3][i]) = (x.grad, x.param, x.update, x.ratio);
             self.rest.max_update = self.rest.max_update.max(x.max_update);
             self.rest.non_finite += x.non_finite;
@@ -172,15 +187,27 @@ impl Measured {
         }
     }
 
-    /// Of a chunk of `len` elements, the last of which may leave most threads with 0.
+    /// Of a chunk of `len` elements. A short one leaves most threads 0, which change no bit.
     fn total(&self, len: usize) -> Sums {
+        let all = match len {
+            0..=64 => self.of_threads::<8>(),
+            65..=512 => self.of_threads::<64>(),
+            _ => self.of_threads::<BLOCK>(),
+        };
+        add(&self.rest, &all)
+    }
+
+    /// The sum over the first `N` threads.
+    fn of_threads<const N: usize>(&self) -> Sums {
         let [grad, param, update, ratio] = &self.threads;
-        let mut threads = [Sums::default(); BLOCK];
-        let threads = &mut threads[..len.div_ceil(LANES).next_power_of_two().min(BLOCK)];
-        for (i, x) in threads.iter_mut().enumerate() {
-            *x = Sums { grad: grad[i], param: param[i], update: update[i], ratio: ratio[i], ..Sums::default() };
-        }
-        add(&self.rest, &of_block(threads, |a, b| add(&a, &b)))
+        let mut threads: [Sums; N] = std::array::from_fn(|i| Sums {
+            grad: grad[i],
+            param: param[i],
+            update: update[i],
+            ratio: ratio[i],
+            ..Sums::default()
+        });
+        of_block(&mut threads, |a, b| add(&a, &b))
     }
 }
 
@@ -193,22 +220,22 @@ fn walk_chunk<I: Isa, P: Convert, G: Convert>(mut a: Arrays<'_, P, G>, s: &StepS
     let param_at = param.as_ptr();
     let (weights, copies) = P::weights(param, master);
     let len = weights.len();
-    let mut measured = measures.then(|| Measured { threads: [[0.0; BLOCK]; 4], rest: Sums::default() });
-    let mut tile = Tile { before: [0.0; TILE], grad: [0.0; TILE], used: [0.0; TILE] };
+    let (mut measured, mut used) = (measures.then(Measured::new), [0.0; TILE]);
     for start in (0..weights.len()).step_by(TILE) {
         let at = start..weights.len().min(start + TILE);
         let next = Next::at(param_at.wrapping_add(at.end), grad[at.end..].as_ptr());
         let (weights, m, v) = (&mut weights[at.clone()], &mut m[at.clone()], &mut v[at.clone()]);
         let (mut vmax, copies) = (vmax.get_mut(at.clone()), copies.get_mut(at.clone()).unwrap_or_default());
-        tile.load::<I, G>(weights, &grad[at], scale, f.max_grad_value);
-        let used = &tile.used[..weights.len()];
+        G::widen_all::<I>(&grad[at], &mut used);
+        measured.iter_mut().for_each(|measured| measured.next(weights, &used[..weights.len()]));
+        used[..weights.len()].iter_mut().for_each(|used| *used = clamp(mul_rn(*used, scale), f.max_grad_value));
         match vmax.as_deref_mut() {
             _ if skip => {}
-            Some(vmax) => walk::<I, P, f32, true>(s, weights, copies, used, m, v, vmax, next),
-            None => walk::<I, P, f32, false>(s, weights, copies, used, m, v, &mut [], next),
+            Some(vmax) => walk::<I, P, f32, true>(s, weights, copies, &used[..weights.len()], m, v, vmax, next),
+            None => walk::<I, P, f32, false>(s, weights, copies, &used[..weights.len()], m, v, &mut [], next),
         }
         if let Some(measured) = &mut measured {
-            measured.add::<P>(&tile, start, s, weights, m, vmax.as_deref().unwrap_or(v));
+            measured.add::<P>(&used, start, s, weights, m, vmax.as_deref().unwrap_or(v));
         }
     }
     measured.map_or(Sums::default(), |measured| measured.total(len))

@@ -68,7 +68,8 @@ unsafe fn of_chunk_inlined<I: Isa>(row: &TensorRow, chunk: Chunk) -> Squares {
 fn of<I: Isa, G: Float>(grad: &[G]) -> Squares {
     match grad.len() {
         0..=32 => by_sums::<I, G, 32>(grad),
-        33..=256 => by_sums::<I, G, 256>(grad),
+        33..=128 => by_sums::<I, G, 128>(grad),
+        129..=512 => by_sums::<I, G, 512>(grad),
         _ => by_sums::<I, G, SUMS>(grad),
     }
 }

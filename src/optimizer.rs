@@ -61,6 +61,8 @@ pub struct AdamW {
     /// Of the last step, by class.
     scalars: Vec<StepScalars>,
     control: Option<Control>,
+    /// The largest of the control's schedule, at least 1.
+    largest_factor: f64,
     /// Steps skipped beyond the control's limit that `poll` has told of.
     overruns: u64,
     sums: Option<Sums>,
@@ -165,6 +167,7 @@ impl AdamW {
             counts,
             scalars: Vec::new(),
             control: None,
+            largest_factor: 1.0,
             overruns: 0,
             sums: None,
             accumulated: false,
@@ -304,19 +307,19 @@ impl AdamW {
     /// # Errors
     /// [`Error::GroupIndex`], [`Error::Config`], [`Error::Amsgrad`]: its memory is there from the beginning or not.
     pub fn set_group(&mut self, group: usize, config: AdamWConfig) -> Result<()> {
+        let allocated = self.group(group)?.amsgrad;
         config.check(group)?;
-        let mut changed = self.groups.clone();
-        let groups = changed.len();
-        let current = changed.get_mut(group).ok_or(Error::GroupIndex { tensor: None, group, groups })?;
-        if config.amsgrad != current.amsgrad {
-            return Err(Error::Amsgrad { group, given: config.amsgrad, allocated: current.amsgrad });
+        config.check_times(group, self.largest_factor)?;
+        if config.amsgrad != allocated {
+            return Err(Error::Amsgrad { group, given: config.amsgrad, allocated });
         }
-        *current = config;
-        self.set_groups(changed)
+        self.engine.set_hyper(group, config.hyper())?;
+        self.groups[group] = config;
+        Ok(())
     }
 
     fn set_groups(&mut self, groups: Vec<AdamWConfig>) -> Result<()> {
-        self.control.iter().try_for_each(|control| control.check_groups(&groups))?;
+        groups.iter().enumerate().try_for_each(|(i, config)| config.check_times(i, self.largest_factor))?;
         self.engine.set_hypers(groups.iter().map(AdamWConfig::hyper).collect())?;
         self.groups = groups;
         Ok(())

@@ -41,7 +41,8 @@ impl AdamW {
     /// `Error::Driver`. Nothing has changed then.
     pub fn set_control(&mut self, control: Option<Control>) -> Result<()> {
         control.iter().try_for_each(Control::check)?;
-        control.iter().try_for_each(|control| control.check_groups(&self.groups))?;
+        let largest_factor = control.as_ref().map_or(1.0, Control::largest_factor);
+        self.groups.iter().enumerate().try_for_each(|(i, group)| group.check_times(i, largest_factor))?;
         let steps = self.steps()?;
         let before = self.control.as_ref().zip(self.engine.control_state()?);
         let lens = self.tensors.iter().map(|tensor| tensor.len as u64).collect();
@@ -55,7 +56,8 @@ impl AdamW {
         self.engine.set_control(with_tables, self.tensors.len())?;
         let goes_on = self.control.is_some() && control.is_some();
         self.overruns = if goes_on { self.overruns } else { 0 };
-        (self.control, self.classes, self.counts) = (control, classes, counts);
+        (self.control, self.largest_factor) = (control, largest_factor);
+        (self.classes, self.counts) = (classes, counts);
         self.forget_rows(); // the next step's are checked: this control may write other memory than the last
         Ok(())
     }
