@@ -2,7 +2,7 @@
 
 use crate::{Dtype, Simd};
 use std::sync::Arc;
-use words::{are, tensor_count, was};
+use words::{are, group_index, short, skipped, tensor_count};
 
 pub use subject::{Buffer, Span, TensorId};
 pub(crate) use words::number_of;
@@ -28,7 +28,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A hyper-parameter out of its range, or NaN.
-    #[error("group {group}: {field} is {value}, must be in {range}")]
+    #[error("group {group}: {field} is {}, must be in {range}", short(*value))]
     Config {
         /// Index of the parameter group.
         group: usize,
@@ -40,7 +40,7 @@ pub enum Error {
         range: &'static str,
     },
     /// A field of [`Control`](crate::Control) out of its range, or NaN.
-    #[error("control: {field} is {value}, must be in {range}")]
+    #[error("control: {field} is {}, must be in {range}", short(*value))]
     Control {
         /// Name of the field.
         field: &'static str,
@@ -82,13 +82,7 @@ pub enum Error {
     LossScaleWithoutSkip,
     /// Steps have been skipped because gradients were not finite: more of them one after the other than allowed, or any
     /// with [`NonFinite::Error`](crate::NonFinite::Error).
-    #[error(
-        "{} skipped one after the other, at most {limit} {} allowed: {} of the last one {} NaN or infinite, the norm {grad_norm}",
-        number_of(*skipped_running, "step"),
-        are(*limit),
-        number_of(*non_finite, "gradient"),
-        was(*non_finite)
-    )]
+    #[error("{}, the norm {grad_norm}", skipped(*skipped_running, *limit, *non_finite))]
     Skipped {
         /// Steps skipped since the last that was applied.
         skipped_running: u64,
@@ -108,13 +102,13 @@ pub enum Error {
         tensor: TensorId,
     },
     /// The factor of [`AdamW::scale_lr`](crate::AdamW::scale_lr) out of its range, or NaN.
-    #[error("the factor of the learning rates is {value}, must be in [0, inf)")]
+    #[error("the factor of the learning rates is {}, must be in [0, inf)", short(*value))]
     LrFactor {
         /// What it was given.
         value: f64,
     },
     /// `grad_scale` out of its range, or NaN.
-    #[error("grad_scale is {value}, must be in [0, inf), as f32")]
+    #[error("grad_scale is {}, must be in [0, inf), as f32", short(*value))]
     GradScale {
         /// What it was given.
         value: f64,
@@ -143,12 +137,7 @@ pub enum Error {
         second: usize,
     },
     /// A tensor's group, or a group to change, that does not exist.
-    #[error(
-        "{}group {group} is out of range, there {} {}",
-        tensor.as_ref().map_or(String::new(), |tensor| format!("{tensor}: ")),
-        are(*groups as u64),
-        number_of(*groups as u64, "group")
-    )]
+    #[error("{}", group_index(tensor.as_ref(), *group, *groups as u64))]
     GroupIndex {
         /// The tensor that names the group, if one does.
         tensor: Option<TensorId>,

@@ -242,4 +242,6 @@ fn factors_of_the_learning_rate() {
         let text = format!("the factor of the learning rates is {said}, must be in [0, inf)");
         assert_says(opt.scale_lr(factor), &text);
     }
+    assert_says(opt.set_lr(1e300), "group 0: lr is 1e300, must be in [0, inf), as f32");
+    assert_says(opt.set_lr(-0.125), "group 0: lr is -0.125, must be in [0, inf), as f32");
 }
