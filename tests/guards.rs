@@ -293,15 +293,15 @@ fn refused(config: AdamWConfig) -> String {
 #[test]
 fn a_hyper_parameter_without_an_f32_is_named() {
     let as_f32 = "must be in [0, inf), as f32";
-    assert_eq!(refused(AdamWConfig { lr: 1e39, ..CONFIG }), format!("group 0: lr is {}, {as_f32}", 1e39));
+    assert_eq!(refused(AdamWConfig { lr: 1e39, ..CONFIG }), format!("group 0: lr is 1e39, {as_f32}"));
     assert!(refused(AdamWConfig { lr: 1e300, ..CONFIG }).contains("lr is"));
     for algorithm in [Algorithm::AdamW, Algorithm::Adam] {
         let error = refused(AdamWConfig { weight_decay: 1e39, algorithm, ..CONFIG });
-        assert_eq!(error, format!("group 0: weight_decay is {}, {as_f32}", 1e39));
+        assert_eq!(error, format!("group 0: weight_decay is 1e39, {as_f32}"));
     }
     assert!(refused(AdamWConfig { lr: 1e20, weight_decay: 1e20, ..CONFIG }).contains("lr * weight_decay"));
     assert!(refused(AdamWConfig { lr: 1e38, betas: (0.999, 0.999), ..CONFIG }).contains("lr / (1 - betas.0)"));
-    assert!(refused(AdamWConfig { eps: 1e-46, ..CONFIG }).contains("eps is 0.000"));
+    assert!(refused(AdamWConfig { eps: 1e-46, ..CONFIG }).contains("eps is 1e-46"));
     assert!(refused(AdamWConfig { eps: 1e39, ..CONFIG }).contains("eps is"));
     for config in [
         AdamWConfig { eps: 1e-45, ..CONFIG },
@@ -321,7 +321,7 @@ fn a_schedule_or_a_multiplier_without_an_f32_is_refused_and_changes_nothing() {
         ..Default::default()
     };
     let error = opt.set_control(Some(listed(&[1.0, 1e300]))).unwrap_err().to_string();
-    assert!(error.contains("schedule.decay.List is 1000"), "{error}");
+    assert!(error.contains("schedule.decay.List is 1e300"), "{error}");
     assert!(opt.set_control(Some(listed(&[1.0, f64::INFINITY]))).is_err() && opt.control().is_none());
     // Each has an f32, their product has none: whichever comes last.
     opt.set_lr(1e10).unwrap();
