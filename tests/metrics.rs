@@ -231,9 +231,11 @@ fn the_worst_tensor_is_the_one_whose_gradient_is_not_finite() {
 fn what_is_out_of_its_range_is_named() {
     let mut opt = optimizer(&[1], Some(measuring()));
     let mut refused = |control: Control| opt.set_control(Some(control)).unwrap_err().to_string();
-    for value in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-60, 1e60] {
+    let values =
+        [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf"), (1e-60, "1e-60"), (1e60, "1e60")];
+    for (value, printed) in values {
         let control = Control { max_grad_value: Some(value), ..Default::default() };
-        assert_eq!(refused(control), format!("control: max_grad_value is {value}, must be in (0, inf), as f32"));
+        assert_eq!(refused(control), format!("control: max_grad_value is {printed}, must be in (0, inf), as f32"));
     }
     opt.step([(&mut [1.0_f32], &[1.0_f32])]).unwrap();
     assert!(opt.metrics().unwrap().is_some());
