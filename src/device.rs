@@ -104,7 +104,8 @@ impl Device {
     /// ```
     ///
     /// # Errors
-    /// [`Error::PtxTooNew`](crate::Error::PtxTooNew) for a driver older than the kernels,
+    /// [`Error::OldDriver`](crate::Error::OldDriver) for a driver without a function that this crate calls,
+    /// [`Error::PtxTooNew`](crate::Error::PtxTooNew) for one that is older than the kernels,
     /// [`Error::Driver`](crate::Error::Driver) if it does not load them.
     #[cfg(feature = "cuda")]
     pub fn cuda(stream: &Arc<CudaStream>) -> Result<Self> {
@@ -113,6 +114,9 @@ impl Device {
 
     /// The GPU of that number, in its primary context, on its default stream: [`Device::stream`]. Never panics,
     /// whatever is missing.
+    ///
+    /// Its [`CudaContext`](cudarc::driver::CudaContext) is one of its own. Tensors of another one of the same GPU are taken
+    /// while that one has made no stream; afterwards the optimizer has to be made by [`Device::cuda`] on a stream of it.
     ///
     /// ```
     /// match fused_adamw::Device::cuda_at(0) {

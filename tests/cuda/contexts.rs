@@ -90,6 +90,22 @@ fn an_optimizer_on_a_stream_of_its_own_takes_no_tensors_of_other_contexts() {
     });
 }
 
+// Of a stream that somebody else has made a context does not know.
+#[test]
+fn a_tensor_of_another_context_on_a_borrowed_stream_is_refused() {
+    each_driver(|| {
+        let [mut device, theirs] = [Device::best(), Device::best()];
+        let made = CudaContext::new(0).unwrap().new_stream().unwrap();
+        // SAFETY: it outlives the tensors, and nobody else uses it.
+        let borrowed = unsafe { theirs.stream().unwrap().context().wrap_borrowed_stream(made.cu_stream()) };
+        let [mut p, g] = tensors(&borrowed);
+        assert_refused(optimizer(&device).step([(&mut p, &g)]));
+        device = Device::cuda(&borrowed).unwrap();
+        optimizer(&device).step([(&mut p, &g)]).unwrap();
+        borrowed.synchronize().unwrap();
+    });
+}
+
 // As another thread may at any time: then the tensors' context knows of no event of the step.
 #[test]
 fn a_stream_that_the_other_context_makes_during_the_step_may_use_its_tensors() {
