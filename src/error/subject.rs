@@ -52,7 +52,7 @@ impl fmt::Display for Buffer {
     }
 }
 
-/// A buffer of one tensor in memory, in bytes: half of an [`Error::Overlap`].
+/// A buffer of one tensor in memory, in bytes: half of an [`Error::Overlap`](crate::Error::Overlap).
 ///
 /// ```
 /// use fused_adamw::{AdamW, AdamWConfig, Device, Dtype, Error, Pair};
