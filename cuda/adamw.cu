@@ -8,6 +8,7 @@
 #include "collect.cuh"
 #include "finalize.cuh"
 #include "full.cuh"
+#include "masters.cuh"
 #include "norm.cuh"
 #include "scalars.cuh"
 #include "update.cuh"
@@ -36,9 +37,8 @@ constexpr u8 ANY = 255;
 template <u8 ALL>
 DEVICE void update_tensor(TensorRow t, const Chunk& chunk, const StepScalars& s) {
     if (ALL != ANY) t.param_dtype = t.grad_dtype = ALL, t.vmax = 0;
-    if (ALL == F32) t.master = 0;
     const Arrays a(t, chunk.start);
-    if (has(s.flags, SKIP)) return init_masters(a, chunk.len);
+    if (has(s.flags, SKIP)) return;
     update_chunk(a, t.head, chunk.len, s);
 }
 

@@ -3,37 +3,26 @@
 #include "block.cuh"
 #include "vec.cuh"
 
-// A chunk's arrays, at its first element.
+// A chunk's arrays, at its first element. A 16-bit parameter has a master, from which it is read; one of f32 has none.
 struct Arrays {
     u64 param, grad, m, v, vmax, master;
     u8 param_dtype, grad_dtype;
-    bool param_aligned, grad_aligned, init_master;
+    bool param_aligned, grad_aligned, has_master;
 
     DEVICE Arrays(const TensorRow& t, u64 start)
         : param(t.param + start * size_of(t.param_dtype)), grad(t.grad + start * size_of(t.grad_dtype)),
           m(t.m + start * 4), v(t.v + start * 4), vmax(t.vmax ? t.vmax + start * 4 : 0),
-          master(t.master ? t.master + start * 4 : 0), param_dtype(t.param_dtype), grad_dtype(t.grad_dtype),
+          master(t.master + start * 4), param_dtype(t.param_dtype), grad_dtype(t.grad_dtype),
           param_aligned(has(t.flags, PARAM_ALIGNED)), grad_aligned(has(t.flags, GRAD_ALIGNED)),
-          init_master(has(t.flags, INIT_MASTER)) {}
-
-    // The parameter is read from its f32 master if it has one that has been set.
-    DEVICE bool reads_master() const { return master && !init_master; }
+          has_master(t.param_dtype != F32) {}
 };
-
-// All that a skipped step does: later ones read the masters.
-DEVICE void init_masters(const Arrays& a, u32 len) {
-    if (!a.master || !a.init_master) return;
-#pragma unroll 1
-    for (u64 i = threadIdx.x; i < len; i += BLOCK)
-        store(a.master + 4 * i, F32, load(a.param + i * size_of(a.param_dtype), a.param_dtype));
-}
 
 // One element: what `step` makes of it and its gradient; it is left as it was unless `stores`.
 template <class Step>
 DEVICE void step_one(const Arrays& a, u64 i, bool stores, const Step& step) {
     const u64 param = a.param + i * size_of(a.param_dtype);
     Element e;
-    e.p = a.reads_master() ? load(a.master + 4 * i, F32) : load(param, a.param_dtype);
+    e.p = a.has_master ? load(a.master + 4 * i, F32) : load(param, a.param_dtype);
     e.m = load(a.m + 4 * i, F32);
     e.v = load(a.v + 4 * i, F32);
     e.vmax = a.vmax ? load(a.vmax + 4 * i, F32) : 0;
@@ -43,16 +32,15 @@ DEVICE void step_one(const Arrays& a, u64 i, bool stores, const Step& step) {
     store(a.m + 4 * i, F32, e.m);
     store(a.v + 4 * i, F32, e.v);
     if (a.vmax) store(a.vmax + 4 * i, F32, e.vmax);
-    if (a.master) store(a.master + 4 * i, F32, e.p);
+    if (a.has_master) store(a.master + 4 * i, F32, e.p);
 }
 
 // LANES elements from i on, where the state lies on a 16-byte boundary.
 template <u32 LANES, class Step>
 DEVICE void step_lanes(const Arrays& a, u64 i, bool stores, const Step& step) {
     const u64 param = a.param + i * size_of(a.param_dtype), grad = a.grad + i * size_of(a.grad_dtype);
-    const bool reads_master = a.reads_master();
-    const u8 p_dtype = reads_master ? F32 : a.param_dtype;
-    const Raw<LANES> raw_p = fetch<LANES>(reads_master ? a.master + 4 * i : param, p_dtype, reads_master || a.param_aligned);
+    const u8 p_dtype = a.has_master ? F32 : a.param_dtype;
+    const Raw<LANES> raw_p = fetch<LANES>(a.has_master ? a.master + 4 * i : param, p_dtype, a.has_master || a.param_aligned);
     const Raw<LANES> raw_g = fetch<LANES>(grad, a.grad_dtype, a.grad_aligned);
     const Raw<LANES> raw_m = fetch_aligned<LANES>(a.m + 4 * i, F32);
     const Raw<LANES> raw_v = fetch_aligned<LANES>(a.v + 4 * i, F32);
@@ -76,5 +64,5 @@ DEVICE void step_lanes(const Arrays& a, u64 i, bool stores, const Step& step) {
     store_aligned<LANES>(a.m + 4 * i, F32, m);
     store_aligned<LANES>(a.v + 4 * i, F32, v);
     if (a.vmax) store_aligned<LANES>(a.vmax + 4 * i, F32, vmax);
-    if (a.master) store_aligned<LANES>(a.master + 4 * i, F32, p);
+    if (a.has_master) store_aligned<LANES>(a.master + 4 * i, F32, p);
 }

@@ -69,32 +69,36 @@ DEVICE void zero_grads(const Arrays& a, u64 i, u32 count, bool aligned) {
 }
 
 // What this thread sees of the chunk: 8 elements of every 2048, in their order.
-DEVICE Sums full_chunk(const Arrays& a, bool aligned, u32 len, StepScalars s, const FullParams& f) {
+// SKIPS is known to the compiler, which else keeps more than fits into the registers.
+template <bool SKIPS>
+DEVICE Sums walk_chunk(const Arrays& a, bool aligned, u32 len, StepScalars s, const FullParams& f) {
     const f32 scale = s.grad_scale;
     s.grad_scale = 1;
-    const bool skip = has(s.flags, SKIP);
     Sums sums = {};
     const auto step = [&](f32 grad, Element& e) {
         const f32 before = e.p, used = clamp(mul_rn(grad, scale), f.max_grad_value);
-        if (!skip) update(s, used, e);
+        if (!SKIPS) update(s, used, e);
         else if (!a.vmax) e.vmax = e.v;
         if (!has(f.flags, METRICS)) return;
         const bool stays = stored(e.p, a.param_dtype) == stored(before, a.param_dtype);
         sums = add(sums, measure(s, grad, used, before, e, stays));
     };
-    if (skip) init_masters(a, len);
 #pragma unroll 1
     for (u32 i = 8 * threadIdx.x; i < len; i += 8 * BLOCK) {
         const u32 count = min(8u, len - i);
         if (aligned && count == 8) {
-            step_lanes<8>(a, i, !skip, step);
+            step_lanes<8>(a, i, !SKIPS, step);
         } else {
 #pragma unroll 1
-            for (u32 j = i; j < i + count; j++) step_one(a, j, !skip, step);
+            for (u32 j = i; j < i + count; j++) step_one(a, j, !SKIPS, step);
         }
         if (has(f.flags, ZERO_GRAD)) zero_grads(a, i, count, aligned && a.grad_aligned);
     }
     return sums;
+}
+
+DEVICE Sums full_chunk(const Arrays& a, bool aligned, u32 len, const StepScalars& s, const FullParams& f) {
+    return has(s.flags, SKIP) ? walk_chunk<true>(a, aligned, len, s, f) : walk_chunk<false>(a, aligned, len, s, f);
 }
 
 // With METRICS, `sums` has one for each chunk; a tensor without a gradient counts as zeros.

@@ -25,7 +25,6 @@ constexpr u8 BF16 = 2;
 // twin: row flags {
 constexpr u8 PARAM_ALIGNED = 1;
 constexpr u8 GRAD_ALIGNED = 2;
-constexpr u8 INIT_MASTER = 4;
 constexpr u8 HAS_GRAD = 8;
 constexpr u8 FIRST = 16;
 // } twin
@@ -242,6 +241,17 @@ struct SumRow {
     u32 unused2;
 };
 static_assert(sizeof(SumRow) == 24, "src/table.rs");
+
+// One tensor's parameter and the master that is to be read from it.
+struct MasterRow {
+    u64 param;
+    u64 master;
+    u8 param_dtype;
+    u8 unused1;
+    u16 unused2;
+    u32 unused3;
+};
+static_assert(sizeof(MasterRow) == 24, "src/table.rs");
 
 // Of one chunk of gradients.
 struct Squares {

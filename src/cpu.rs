@@ -11,7 +11,8 @@ use crate::pool;
 use crate::rounding::has;
 use crate::simd::{Convert, Isa, Simd, for_every_simd};
 use crate::table::step_flags::{AMSGRAD, SKIP};
-use crate::table::{Chunk, StepScalars, TensorRow, row_flags};
+use crate::table::{Chunk, MasterRow, StepScalars, TensorRow, row_flags};
+use crate::tensor::{Dtype, Float};
 use crate::walk::{Next, walk};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -42,6 +43,40 @@ pub(crate) unsafe fn run(simd: Simd, chunks: &[Chunk], rows: &[TensorRow], scala
         None => chunks.iter().enumerate().for_each(step),
         Some(together) => chunks.par_iter().enumerate().with_min_len(together).for_each(step),
     }
+}
+
+/// Reads masters from 16-bit parameters, before these are stepped. Beside it on a GPU: `cuda/masters.cuh`.
+///
+/// # Safety
+/// Every row with a master names arrays of host memory, aligned, of as many elements as the row's chunks cover: a parameter
+/// that may be read, and a master that nobody else uses. `chunks` covers no element twice, and names no row that is
+/// not there.
+pub(crate) unsafe fn init_masters(chunks: &[Chunk], rows: &[MasterRow]) {
+    let one = |chunk: &Chunk| {
+        let row = &rows[chunk.tensor as usize];
+        match Dtype::of_code(row.param_dtype) {
+            _ if row.master == 0 => {}
+            Dtype::F32 => {}
+            // SAFETY: (both) the caller's promise, with the dtype of the row; no two chunks share an element.
+            Dtype::F16 => unsafe { init_master::<f16>(row, *chunk) },
+            // SAFETY: see above.
+            Dtype::BF16 => unsafe { init_master::<bf16>(row, *chunk) },
+        }
+    };
+    match tasks(chunks) {
+        None => chunks.iter().for_each(one),
+        Some(together) => chunks.par_iter().with_min_len(together).for_each(one),
+    }
+}
+
+/// # Safety
+/// As for [`init_masters`], for this chunk of a parameter `P`.
+unsafe fn init_master<P: Float>(row: &MasterRow, chunk: Chunk) {
+    // SAFETY: the caller's promise.
+    let master = unsafe { slice_mut::<f32>(row.master, chunk) };
+    // SAFETY: likewise.
+    let param = unsafe { slice::<P>(row.param, chunk) };
+    master.iter_mut().zip(param).for_each(|(master, p)| *master = p.widen());
 }
 
 /// How many chunks a task of a thread takes, at least: about a full chunk's worth of small tensors. `None`: the caller's
@@ -99,7 +134,6 @@ pub(crate) struct Arrays<'a, P, G> {
     pub(crate) v: &'a mut [f32],
     pub(crate) vmax: &'a mut [f32],
     pub(crate) master: &'a mut [f32],
-    init_master: bool,
 }
 
 impl<P: Convert, G: Convert> Arrays<'_, P, G> {
@@ -120,20 +154,11 @@ impl<P: Convert, G: Convert> Arrays<'_, P, G> {
             vmax: unsafe { slice_mut(row.vmax, chunk) },
             // SAFETY: likewise.
             master: unsafe { slice_mut(row.master, chunk) },
-            init_master: row.flags & row_flags::INIT_MASTER != 0,
         }
     }
 
     #[inline(always)]
-    pub(crate) fn init_masters(&mut self) {
-        if self.init_master {
-            self.master.iter_mut().zip(&*self.param).for_each(|(w, p)| *w = p.widen());
-        }
-    }
-
-    #[inline(always)]
-    fn step<I: Isa>(mut self, s: &StepScalars, next: Next) {
-        self.init_masters();
+    fn step<I: Isa>(self, s: &StepScalars, next: Next) {
         if has(s.flags, SKIP) {
             return;
         }

@@ -6,15 +6,17 @@
 
 use crate::control::Control;
 use crate::controller::Tables;
+use crate::cuda_capture::{is_capturing, is_per_thread, refuse_capture};
 use crate::cuda_control::CudaControl;
 use crate::cuda_device::CudaDevice;
-use crate::cuda_table::{Table, refuse_capture, upload_changed, while_doing};
+use crate::cuda_table::{Table, upload_changed, while_doing};
 use crate::error::Result;
 use crate::kernels::Kernel;
 use crate::plan::Plan;
-use crate::table::{Chunk, INLINE_SCALARS, InlineScalars, StepScalars, SumRow, TensorRow};
+use crate::table::{Chunk, INLINE_SCALARS, InlineScalars, MasterRow, StepScalars, SumRow, TensorRow};
 use cudarc::driver::{CudaFunction, LaunchConfig, PushKernelArg};
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
 
 /// Threads of a block: `BLOCK` of `cuda/block.cuh`.
 pub(crate) const BLOCK: u32 = 256;
@@ -30,11 +32,48 @@ pub(crate) struct Launcher {
     is_uploaded: bool,
     /// Of the last rows.
     update: Option<CudaFunction>,
-    /// Rows of the gradients that are added up, what is uploaded of them, and the kernel.
-    sums: Option<(Table<SumRow>, Vec<SumRow>, CudaFunction)>,
+    sums: Option<SumTable>,
+    /// Rows of the masters that are read last; allocated for the first master.
+    masters: Option<Table<MasterRow>>,
     /// Holds the scalars of a step that has more of them than fit into the arguments.
     spilled: Option<Table<StepScalars>>,
+    /// The thread of the last use, if the stream is a per-thread default stream.
+    thread: Option<ThreadId>,
 }
+
+/// Rows of the gradients that are added up, and the kernel.
+#[derive(Debug)]
+struct SumTable {
+    kernel: CudaFunction,
+    rows: Table<SumRow>,
+    /// What `rows` holds.
+    uploaded: Vec<SumRow>,
+    /// True if a graph reads `rows`.
+    is_captured: bool,
+    /// Older tables that graphs read.
+    captured: Vec<Table<SumRow>>,
+}
+
+impl SumTable {
+    fn new(device: &CudaDevice, tensors: usize) -> Result<Self> {
+        let rows = Table::zeros(&device.stream, tensors, ALLOCATE_SUMS)?;
+        let kernel = device.kernel(Kernel::Accumulate)?.clone();
+        Ok(Self { kernel, rows, uploaded: Vec::new(), is_captured: false, captured: Vec::new() })
+    }
+
+    /// Uploads `rows`, into a new table if a graph reads the current one: replays go on with their gradients.
+    fn upload(&mut self, device: &CudaDevice, rows: &[SumRow]) -> Result<()> {
+        if self.is_captured && rows != self.uploaded {
+            let next = Table::zeros(&device.stream, rows.len(), ALLOCATE_SUMS)?;
+            self.captured.push(std::mem::replace(&mut self.rows, next));
+            self.uploaded.clear();
+            self.is_captured = false;
+        }
+        upload_changed(&mut self.rows, &mut self.uploaded, rows, "upload the table of sums")
+    }
+}
+
+const ALLOCATE_SUMS: &str = "allocate the table of sums";
 
 impl Launcher {
     pub(crate) fn new(device: &Arc<CudaDevice>, lens: Vec<u64>) -> Result<Self> {
@@ -50,7 +89,9 @@ impl Launcher {
             is_uploaded: false,
             update: None,
             sums: None,
+            masters: None,
             spilled: None,
+            thread: is_per_thread(&device.stream).then(|| thread::current().id()),
         })
     }
 
@@ -62,20 +103,62 @@ impl Launcher {
     ///
     /// # Safety
     /// As for [`crate::accumulate::run`], for memory of the device that is in order on its stream.
-    pub(crate) unsafe fn accumulate(&mut self, rows: &[SumRow], first: u32) -> Result<()> {
+    pub(crate) unsafe fn accumulate(&mut self, rows: &[SumRow], first: u32, is_capturing: bool) -> Result<()> {
         if self.sums.is_none() {
-            let table = Table::zeros(&self.device.stream, rows.len(), "allocate the table of sums")?;
-            self.sums = Some((table, Vec::new(), self.device.kernel(Kernel::Accumulate)?.clone()));
+            self.sums = Some(SumTable::new(&self.device, rows.len())?);
         }
-        let Some((table, uploaded, kernel)) = self.sums.as_mut().filter(|_| self.blocks > 0) else { return Ok(()) };
-        upload_changed(table, uploaded, rows, "upload the table of sums")?;
-        let mut launch = self.device.stream.launch_builder(kernel);
-        launch.arg(&table.address).arg(&self.chunks.address).arg(&first);
+        let Some(sums) = self.sums.as_mut().filter(|_| self.blocks > 0) else { return Ok(()) };
+        sums.upload(&self.device, rows)?;
+        let mut launch = self.device.stream.launch_builder(&sums.kernel);
+        launch.arg(&sums.rows.address).arg(&self.chunks.address).arg(&first);
         let grid = LaunchConfig { grid_dim: (self.blocks, 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 };
         // SAFETY: the arguments are the kernel's, in type and order. One block a chunk, and every chunk lies in its
         // tensor, whose row names arrays as long as that (the caller's promise); no two blocks write the same sum.
         unsafe { launch.launch(grid) }.map_err(while_doing("launch the sum of gradients"))?;
+        sums.is_captured |= is_capturing;
         Ok(())
+    }
+
+    /// Reads masters from their parameters: one upload, one launch.
+    ///
+    /// # Safety
+    /// As for [`crate::cpu::init_masters`], for memory of the device that is in order on its stream.
+    pub(crate) unsafe fn init_masters(&mut self, rows: &[MasterRow]) -> Result<()> {
+        // Every replay of a captured launch would read the masters again.
+        refuse_capture(&self.device.stream, "read the masters")?;
+        if self.blocks == 0 {
+            return Ok(());
+        }
+        let kernel = self.device.kernel(Kernel::InitMasters)?;
+        let table = match &mut self.masters {
+            Some(table) => table,
+            none => none.insert(Table::zeros(&self.device.stream, rows.len(), "allocate the table of masters")?),
+        };
+        table.upload(rows, "upload the table of masters")?;
+        let mut launch = self.device.stream.launch_builder(kernel);
+        launch.arg(&table.address).arg(&self.chunks.address);
+        let grid = LaunchConfig { grid_dim: (self.blocks, 1, 1), block_dim: (BLOCK, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the arguments are the kernel's, in type and order. One block a chunk, and every chunk lies in its
+        // tensor, whose row names arrays as long as that (the caller's promise); no two blocks write the same master.
+        unsafe { launch.launch(grid) }.map_err(while_doing("launch the reading of the masters"))?;
+        Ok(())
+    }
+
+    /// Waits for the last thread, if this one has another stream behind the same handle.
+    pub(crate) fn enter(&mut self) -> Result<()> {
+        let (stream, doing) = (&self.device.stream, "wait for the steps of another thread");
+        let now = thread::current().id();
+        if self.thread.is_some_and(|last| last != now) {
+            refuse_capture(stream, doing)?;
+            stream.context().synchronize().map_err(while_doing(doing))?;
+            self.thread = Some(now);
+        }
+        Ok(())
+    }
+
+    /// True unless the stream is being captured, or the steps of another thread cannot be waited for.
+    pub(crate) fn may_be_freed(&mut self) -> bool {
+        !matches!(is_capturing(&self.device.stream), Ok(true)) && self.enter().is_ok()
     }
 
     /// The rows are other ones from now on, or may be.
@@ -128,8 +211,10 @@ impl Launcher {
         control: &mut CudaControl,
         rows: &[TensorRow],
         grad_scale: f64,
+        is_capturing: bool,
     ) -> Result<()> {
         // Before anything is decided.
+        control.begin(is_capturing)?;
         let plain = (!control.updates()).then(|| self.update_of(rows)).transpose()?;
         self.upload(rows)?;
         let address = self.rows.address;
@@ -184,9 +269,7 @@ impl Launcher {
 /// are freed after it would be freed while a step is still at work.
 impl Drop for Launcher {
     fn drop(&mut self) {
-        if refuse_capture(&self.device.stream).is_ok() {
-            // An error is that of a step, or of a lost device: whoever uses the stream next hears of it.
-            let _ = self.device.stream.synchronize();
-        }
+        // An error is that of a step, or of a lost device: whoever uses the stream next hears of it.
+        let _ = self.device.stream.synchronize();
     }
 }

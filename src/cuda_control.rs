@@ -7,9 +7,10 @@ use crate::classes::Classes;
 use crate::control::Control;
 use crate::controller::Tables;
 use crate::cuda::BLOCK;
+use crate::cuda_capture::refuse_capture;
 use crate::cuda_device::{CudaDevice, describe};
 use crate::cuda_full::CudaFull;
-use crate::cuda_table::{Table, refuse_capture, while_doing};
+use crate::cuda_table::{Table, while_doing};
 use crate::error::{Error, Result};
 use crate::kernels::Kernel;
 use crate::metrics::Record;
@@ -62,8 +63,12 @@ pub(crate) struct CudaControl {
     scalars: Table<StepScalars>,
     /// A multiplier of the user's.
     grad_scalar: Option<Arc<CudaSlice<f32>>>,
+    /// The multipliers that graphs read.
+    captured_scalars: Vec<Arc<CudaSlice<f32>>>,
     /// The last step was decided, but its update was not launched.
     undo: bool,
+    /// True if the current step is recorded in a graph and not executed.
+    is_capturing: bool,
 }
 
 impl CudaControl {
@@ -105,7 +110,9 @@ impl CudaControl {
             counters,
             scalars: Table::zeros(stream, tensors, doing)?,
             grad_scalar: None,
+            captured_scalars: Vec::new(),
             undo: false,
+            is_capturing: false,
         })
     }
 
@@ -163,13 +170,30 @@ impl CudaControl {
 
     /// The classes of the step; those that were split begin with the counts of those they were part of.
     pub(crate) fn set_classes(&mut self, classes: &Classes, split: &[(u32, u32)]) -> Result<()> {
-        refuse_capture(&self.device.stream)?;
         let doing = "split the step counts";
+        refuse_capture(&self.device.stream, doing)?;
         split.iter().try_for_each(|&(old, new)| self.counters.copy_within(old as usize, new as usize, doing))?;
         self.uploaded.clear();
         self.classes.upload(&classes.list, "upload the classes of tensors")?;
         self.uploaded.clone_from(&classes.list);
         self.counted = classes.list.len();
+        Ok(())
+    }
+
+    /// Begins a step. Keeps the multiplier of a captured step alive. Refuses to capture a step that takes back a decision:
+    /// every replay would take back one.
+    pub(crate) fn begin(&mut self, is_capturing: bool) -> Result<()> {
+        self.is_capturing = is_capturing;
+        if !is_capturing {
+            return Ok(());
+        }
+        if self.undo {
+            refuse_capture(&self.device.stream, "take back the step that failed")?;
+        }
+        let is_kept =
+            |scalar: &&Arc<CudaSlice<f32>>| self.captured_scalars.iter().any(|kept| Arc::ptr_eq(kept, scalar));
+        let new = self.grad_scalar.as_ref().filter(|scalar| !is_kept(scalar)).cloned();
+        self.captured_scalars.extend(new);
         Ok(())
     }
 
@@ -190,7 +214,7 @@ impl CudaControl {
         // classes, counters and scalars have room for as many as there are tensors, which classes never outnumber.
         unsafe { launch.launch(grid) }.map_err(while_doing("launch the decision on the step"))?;
         drop(scalar);
-        (self.undo, self.stale_parts) = (true, false);
+        (self.undo, self.stale_parts) = (!self.is_capturing, false);
         Ok(())
     }
 

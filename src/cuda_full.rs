@@ -7,9 +7,10 @@
 
 use crate::controller::Tables;
 use crate::cuda::BLOCK;
+use crate::cuda_capture::{is_capturing, refuse_reading};
 use crate::cuda_control::count;
 use crate::cuda_device::CudaDevice;
-use crate::cuda_table::{Table, is_capturing, out_of_memory, refuse_capture, while_doing};
+use crate::cuda_table::{Table, out_of_memory, while_doing};
 use crate::error::Result;
 use crate::kernels::Kernel;
 use crate::metrics::Record;
@@ -201,7 +202,7 @@ impl Recorder {
 
     fn newest(&mut self) -> Result<Option<Record>> {
         // To ask an event would end the capture with an error.
-        refuse_capture(&self.device.stream)?;
+        refuse_reading(&self.device.stream, "read the metrics")?;
         if self.captured {
             self.send()?;
         }

@@ -1,12 +1,13 @@
 //! The optimizer's own memory on a GPU, and the structs that lie there.
 
 use crate::arena::room_for;
+use crate::cuda_capture::{is_per_thread, refuse_capture, refuse_reading};
 use crate::error::{Error, Result};
 use crate::table::{
     Chunk, Class, CollectTables, ControlParams, ControlState, Counter, FinalizeTables, FullParams, Hyper,
-    InlineScalars, NormPart, StepScalars, SumRow, Sums, TensorRow,
+    InlineScalars, MasterRow, NormPart, StepScalars, SumRow, Sums, TensorRow,
 };
-use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
+use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaStream, DeviceRepr, DriverError, ValidAsZeroBits, result};
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -30,7 +31,20 @@ macro_rules! in_tables {
         unsafe impl ValidAsZeroBits for $row {}
     )+};
 }
-in_tables!(SumRow, TensorRow, Chunk, StepScalars, Hyper, ControlParams, ControlState, Class, Counter, NormPart, Sums);
+in_tables!(
+    MasterRow,
+    SumRow,
+    TensorRow,
+    Chunk,
+    StepScalars,
+    Hyper,
+    ControlParams,
+    ControlState,
+    Class,
+    Counter,
+    NormPart,
+    Sums
+);
 
 pub(crate) fn while_doing(doing: &'static str) -> impl Fn(DriverError) -> Error {
     move |source| Error::Driver { doing, source }
@@ -54,7 +68,7 @@ pub(crate) struct Table<T> {
 impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
     /// Not in a capture: what is allocated there belongs to the graph.
     pub(crate) fn zeros(stream: &Arc<CudaStream>, len: usize, doing: &'static str) -> Result<Self> {
-        refuse_capture(stream)?;
+        refuse_capture(stream, doing)?;
         let bytes = len.max(1) * size_of::<T>(); // zero bytes cannot be allocated
         let address = allocate(stream, bytes).map_err(|source| match source.0 {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => out_of_memory(bytes, Some(stream.context().ordinal()), source),
@@ -81,7 +95,7 @@ impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
         if from.is_empty() {
             return Ok(());
         }
-        refuse_capture(&self.stream)?;
+        refuse_capture(&self.stream, doing)?;
         assert!(offset + from.len() <= self.len, "a table is as long as what it holds");
         let to = self.address + (offset * size_of::<T>()) as u64;
         // SAFETY: within the allocation. The driver has taken its copy of memory that is not page-locked when it
@@ -124,9 +138,13 @@ impl<T: DeviceRepr + ValidAsZeroBits> Table<T> {
     where
         T: Clone + Default,
     {
-        let doing = while_doing("read the optimizer's state");
+        const READ: &str = "read the optimizer's state";
+        let doing = while_doing(READ);
         assert!(offset + len <= self.len, "a slot lies in its arena");
-        self.stream.context().bind_to_thread().map_err(&doing)?;
+        refuse_reading(&self.stream, READ)?;
+        if is_per_thread(&self.stream) {
+            self.stream.context().synchronize().map_err(&doing)?; // another thread may have enqueued the last step
+        }
         let mut copy = room_for(len)?;
         copy.resize(len, T::default());
         if len > 0 {
@@ -165,16 +183,6 @@ impl<T> Drop for Table<T> {
             context.record_err(unsafe { result::free_sync(self.address) });
         }
     }
-}
-
-/// A copy that is captured would read the host's memory again at every replay of the graph, and not happen now.
-pub(crate) fn refuse_capture(stream: &CudaStream) -> Result<()> {
-    if is_capturing(stream)? { Err(Error::Capturing) } else { Ok(()) }
-}
-
-pub(crate) fn is_capturing(stream: &CudaStream) -> Result<bool> {
-    let status = stream.capture_status().map_err(while_doing("ask whether the stream is captured"))?;
-    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }
 
 /// `uploaded` is what the table holds; empty if that is not known.

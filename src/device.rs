@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
-use crate::{cuda_device::CudaDevice, tuning::Tuning};
+use crate::{Error, cuda_device::CudaDevice, tuning::Tuning};
 #[cfg(feature = "cuda")]
 use cudarc::driver::CudaStream;
 
@@ -169,15 +169,37 @@ impl Device {
         }
     }
 
-    /// A step is not to be captured but by who has promised what that takes.
-    pub(crate) fn refuse_capture(&self) -> Result<()> {
-        #[cfg(feature = "cuda")]
-        if let Kind::Cuda(device) = &self.0
-            && crate::cuda_table::is_capturing(&device.stream)?
-        {
-            return Err(crate::Error::Captured);
+    /// True if the stream is being captured. An error if the capture lacks a requirement: cudarc would wait for events
+    /// from outside of the capture, the graph's memory might go, or the step's numbers would be constants.
+    pub(crate) fn check_capture(&self, is_allowed: bool, has_control: bool) -> Result<bool> {
+        let _ = (is_allowed, has_control); // all the same to a CPU
+        match &self.0 {
+            Kind::Cpu(..) => Ok(false),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(device) => match crate::cuda_capture::is_capturing(&device.stream)? {
+                true if device.records_events() => Err(Error::CaptureWithEvents),
+                true if !is_allowed => Err(Error::CaptureNotAllowed),
+                true if !has_control => Err(Error::CaptureWithoutControl),
+                is_capturing => Ok(is_capturing),
+            },
         }
-        Ok(())
+    }
+
+    /// Drops the values that captures have delayed and that are over.
+    pub(crate) fn drop_left(&self) {
+        #[cfg(feature = "cuda")]
+        if let Kind::Cuda(_) = &self.0 {
+            crate::cuda_capture::drop_left();
+        }
+    }
+
+    /// Drops `what` when the stream is no longer captured.
+    pub(crate) fn leave(&self, what: impl std::any::Any + Send) {
+        match &self.0 {
+            Kind::Cpu(..) => drop(what),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(device) => crate::cuda_capture::leave(&device.stream, what),
+        }
     }
 
     /// Where its memory is, in an error's words.
@@ -290,6 +312,14 @@ impl<'a> Guards<'a> {
             self.admitted.push(context.clone());
         }
         Ok(())
+    }
+
+    /// True if taking an address makes the stream wait for events.
+    pub(crate) fn waits(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return self.recorded;
+        #[cfg(not(feature = "cuda"))]
+        false
     }
 
     /// Records the use of the tensors, after the launch. Leaves the memory.

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::metrics::Record;
 use crate::plan::Plan;
 use crate::simd::Simd;
-use crate::table::{Chunk, ControlState, Hyper, StepScalars, SumRow, TensorRow};
+use crate::table::{Chunk, ControlState, Hyper, MasterRow, StepScalars, SumRow, TensorRow};
 
 #[cfg(feature = "cuda")]
 use {
@@ -25,7 +25,12 @@ pub(crate) enum Work<'a> {
     /// From the host.
     Plain(&'a [StepScalars]),
     /// That the device makes.
-    Controlled { control: &'a Control, grad_scale: f64 },
+    Controlled {
+        control: &'a Control,
+        grad_scale: f64,
+        #[cfg(feature = "cuda")]
+        is_capturing: bool,
+    },
 }
 
 /// What walks the plan, and with a control, what decides before.
@@ -45,6 +50,30 @@ impl Engine {
         }
     }
 
+    /// An engine without chunks.
+    pub(crate) const fn none() -> Self {
+        Self::Cpu(Simd::Portable, Vec::new(), None)
+    }
+
+    /// Orders the calls of this thread after those of the thread before.
+    #[allow(clippy::unnecessary_wraps, reason = "with `cuda` it can fail")]
+    pub(crate) fn enter(&mut self) -> Result<()> {
+        match self {
+            Self::Cpu(..) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(launcher, _) => launcher.enter(),
+        }
+    }
+
+    /// True if the engine and its memory can be dropped now.
+    pub(crate) fn may_be_freed(&mut self) -> bool {
+        match self {
+            Self::Cpu(..) => true,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(launcher, _) => launcher.may_be_freed(),
+        }
+    }
+
     /// # Safety
     /// As for [`cpu::run`]; on a GPU as for [`Launcher::run`]. The rows index their scalars as `work` says, and with a
     /// control that zeroes gradients, these are among what is written.
@@ -54,7 +83,7 @@ impl Engine {
                 // SAFETY: the caller's promise; a `Simd` in a device is available.
                 unsafe { cpu::run(*simd, chunks, rows, scalars) };
             }
-            (Self::Cpu(simd, chunks, Some(host)), Work::Controlled { control, grad_scale }) => {
+            (Self::Cpu(simd, chunks, Some(host)), Work::Controlled { control, grad_scale, .. }) => {
                 // SAFETY: the caller's promise; a `Simd` in a device is available.
                 unsafe { host.step(*simd, chunks, control, grad_scale, rows) };
             }
@@ -63,10 +92,25 @@ impl Engine {
             (Self::Cuda(launcher, _), Work::Plain(scalars)) => unsafe { launcher.run(rows, scalars)? },
             #[cfg(feature = "cuda")]
             // SAFETY: the caller's promise; there are scalars for every class.
-            (Self::Cuda(launcher, Some(on_gpu)), Work::Controlled { grad_scale, .. }) => unsafe {
-                launcher.run_controlled(on_gpu, rows, grad_scale)?;
+            (Self::Cuda(launcher, Some(on_gpu)), Work::Controlled { grad_scale, is_capturing, .. }) => unsafe {
+                launcher.run_controlled(on_gpu, rows, grad_scale, is_capturing)?;
             },
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// Reads masters from their parameters, before a step. May be repeated.
+    ///
+    /// # Safety
+    /// As for [`cpu::init_masters`]; on a GPU as for [`Launcher::init_masters`].
+    pub(crate) unsafe fn init_masters(&mut self, rows: &[MasterRow]) -> Result<()> {
+        match self {
+            // SAFETY: the caller's promise.
+            Self::Cpu(_, chunks, _) => unsafe { cpu::init_masters(chunks, rows) },
+            #[cfg(feature = "cuda")]
+            // SAFETY: the caller's promise.
+            Self::Cuda(launcher, _) => unsafe { launcher.init_masters(rows)? },
         }
         Ok(())
     }
@@ -190,7 +234,8 @@ impl Engine {
     /// # Safety
     /// Every row with a gradient names one that may be read, and a sum that nobody else uses, of as many elements as the
     /// plan's chunks of that tensor; on a GPU in order on its stream.
-    pub(crate) unsafe fn accumulate(&mut self, rows: &[SumRow], first: u32) -> Result<()> {
+    pub(crate) unsafe fn accumulate(&mut self, rows: &[SumRow], first: u32, is_capturing: bool) -> Result<()> {
+        let _ = is_capturing; // all the same to a CPU
         match self {
             Self::Cpu(simd, chunks, _) => {
                 // SAFETY: the caller's promise; a `Simd` in a device is available.
@@ -199,7 +244,7 @@ impl Engine {
             }
             #[cfg(feature = "cuda")]
             // SAFETY: the caller's promise.
-            Self::Cuda(launcher, _) => unsafe { launcher.accumulate(rows, first) },
+            Self::Cuda(launcher, _) => unsafe { launcher.accumulate(rows, first, is_capturing) },
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The names of the kernels of `cuda/`, for the crate that loads them and for its build script.
 
 /// In the order of `Kernel` (`kernels.rs`).
-pub(crate) const ENTRIES: [&str; 9] = [
+pub(crate) const ENTRIES: [&str; 10] = [
     "adamw_f32",
     "adamw_bf16",
     "adamw_f16",
@@ -11,4 +11,5 @@ pub(crate) const ENTRIES: [&str; 9] = [
     "finalize",
     "collect",
     "accumulate",
+    "init_masters",
 ];

@@ -154,6 +154,12 @@ pub enum Error {
         /// How many there are.
         count: usize,
     },
+    /// A tensor name that does not exist.
+    #[error("no tensor is named {name}: TensorSpec::named names them")]
+    TensorName {
+        /// The name asked for.
+        name: String,
+    },
     /// A step with another number of tensors than registered.
     #[error("{}", tensor_count(*expected as u64, *actual as u64, tensor.as_ref()))]
     TensorCount {
@@ -327,17 +333,27 @@ pub enum Error {
         /// The driver's reason.
         source: cudarc::driver::DriverError,
     },
-    /// Memory has to be allocated or a table uploaded while the stream is being captured into a graph.
+    /// A call that a capture of the stream forbids: it allocates, copies to the device, or waits for the device.
     #[cfg(feature = "cuda")]
-    #[error(
-        "the stream is being captured, and there is memory to allocate or to upload: step before with the same tensors"
-    )]
-    Capturing,
-    /// Work while the stream is being captured. What the graph points at must not die or move, which
-    /// `AdamW::allow_capture` makes the caller's promise; and its numbers must lie on the device: `AdamW::set_control`.
+    #[error("the stream is being captured, cannot {doing}: {remedy}")]
+    Capturing {
+        /// The forbidden action.
+        doing: &'static str,
+        /// The way out.
+        remedy: &'static str,
+    },
+    /// A step in a capture with cudarc's event tracking on, which is active with any stream of one's own.
     #[cfg(feature = "cuda")]
-    #[error("the stream is being captured: that takes allow_capture, and set_control")]
-    Captured,
+    #[error("capture with cudarc's events: call CudaContext::disable_event_tracking before allocating the tensors")]
+    CaptureWithEvents,
+    /// A step in a capture without `AdamW::allow_capture`, which promises that the graph's memory stays.
+    #[cfg(feature = "cuda")]
+    #[error("capture without the promise that the graph's memory stays: call allow_capture before")]
+    CaptureNotAllowed,
+    /// A step in a capture without a control: the step's numbers would be constants of the graph.
+    #[cfg(feature = "cuda")]
+    #[error("capture of a step whose numbers are the host's: call set_control before, with the default if need be")]
+    CaptureWithoutControl,
     /// A prepared step without [`AdamW::prepare`](crate::AdamW::prepare), or after what ends it: a step with other tensors, a
     /// new control.
     #[error("no step is prepared: prepare first, and again after a step with other tensors or set_control")]

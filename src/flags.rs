@@ -19,7 +19,6 @@ pub(crate) mod row_flags {
     // twin: row flags {
     pub(crate) const PARAM_ALIGNED: u8 = 1;
     pub(crate) const GRAD_ALIGNED: u8 = 2;
-    pub(crate) const INIT_MASTER: u8 = 4;
     pub(crate) const HAS_GRAD: u8 = 8;
     pub(crate) const FIRST: u8 = 16;
     // } twin

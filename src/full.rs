@@ -212,8 +212,7 @@ impl Measured {
 }
 
 #[inline(always)]
-fn walk_chunk<I: Isa, P: Convert, G: Convert>(mut a: Arrays<'_, P, G>, s: &StepScalars, f: &FullParams) -> Sums {
-    a.init_masters();
+fn walk_chunk<I: Isa, P: Convert, G: Convert>(a: Arrays<'_, P, G>, s: &StepScalars, f: &FullParams) -> Sums {
     let (scale, skip, measures) = (s.grad_scale, has(s.flags, SKIP), has(f.flags, METRICS));
     let s = &StepScalars { grad_scale: 1.0, ..*s };
     let Arrays { param, grad, m, v, vmax, master, .. } = a;

@@ -1,7 +1,8 @@
 //! The kernels on a GPU, each in a module of its own that is loaded when the kernel is first needed: a driver compiles the
-//! PTX that it loads, all of it, and most lists need one kernel of nine.
+//! PTX that it loads, all of it, and most lists need one or two kernels of ten.
 
-use crate::cuda_table::{refuse_capture, while_doing};
+use crate::cuda_capture::refuse_capture;
+use crate::cuda_table::while_doing;
 use crate::entries::ENTRIES;
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, sys, sys::CUresult};
@@ -31,6 +32,7 @@ pub(crate) enum Kernel {
     Finalize,
     Collect,
     Accumulate,
+    InitMasters,
 }
 
 #[derive(Debug)]
@@ -58,7 +60,7 @@ impl Kernels {
         if let Some(function) = place.get() {
             return Ok(function);
         }
-        refuse_capture(stream)?;
+        refuse_capture(stream, "load a kernel")?;
         let name = ENTRIES[kernel as usize];
         let module =
             stream.context().load_module(Ptx::from_src(with(&self.ptx, name))).map_err(while_doing(LOADING))?;

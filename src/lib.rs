@@ -58,12 +58,13 @@
 //! | `full.rs` | the update that clamps, zeroes and measures as well | `cuda/full.cuh` |
 //! | `collect.rs`, `metrics.rs` | what was measured, by chunk, by tensor, and as the user reads it | `cuda/collect.cuh` |
 //! | `cuda_driver.rs`, `cuda_device.rs`, `cuda_view.rs`, `cuda_table.rs` | the driver; a GPU; tensors there; memory of the optimizer's own | |
+//! | `cuda_capture.rs` | what a capture of the stream forbids and delays | |
 //! | `kernels.rs` | the kernels, each loaded when it is first needed | |
 //! | `tuning.rs` | how lists are cut and launched there; for the bench, otherwise | |
 //! | `cuda.rs` | uploads what changed, launches | beside `cuda/adamw.cu` |
 //! | `cuda_full.rs` | that update on a GPU, and its record's way to the host | |
 //! | `device.rs`, `engine.rs` | where a step runs; the plan and the device that walks it | |
-//! | `optimizer.rs`, `optimizer/` | the public [`AdamW`]; its step: describe, launch, count; its control; its sums | |
+//! | `optimizer.rs`, `optimizer/` | the public [`AdamW`]; its step: describe, launch, count; its control; its sums; its masters; its captures | |
 //! | `error.rs` | what can go wrong | |
 //!
 //! Twins are the same text; `twins/` compares text, fields and bits.
@@ -102,6 +103,8 @@ mod controller;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod cuda_capture;
 #[cfg(feature = "cuda")]
 mod cuda_control;
 #[cfg(feature = "cuda")]

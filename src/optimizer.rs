@@ -9,13 +9,16 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::register::{Tensor, check_specs, collect_specs, lay_out};
 use crate::rows::NamedPair;
-use crate::table::{StepScalars, TensorRow, row_flags};
+use crate::table::{StepScalars, TensorRow};
 use crate::tensor::Dtype;
 use accumulate::Sums;
+use capture::{MAKE_BEFORE, SET_BEFORE};
 use step::Effect;
 
 mod accumulate;
+mod capture;
 mod control;
+mod masters;
 mod step;
 
 /// AdamW over a list of tensors: registered once by their lengths, stepped all together by one call.
@@ -49,8 +52,12 @@ pub struct AdamW {
     rows: Vec<TensorRow>,
     next_named: Vec<NamedPair>,
     next_rows: Vec<TensorRow>,
-    /// The tensors have not been told of a step with `rows`.
-    is_new: bool,
+    /// True if a step of `rows` has been launched, the tensors know it, and no master is still to be read.
+    is_settled: bool,
+    /// True if the current step is recorded in a graph.
+    is_capturing: bool,
+    /// True if a step of `rows` has been captured.
+    is_captured: bool,
     effect: Effect,
     /// `rows` may be stepped again as they are.
     prepared: bool,
@@ -150,9 +157,11 @@ impl AdamW {
         let (tensors, layout) = lay_out(&specs, groups);
         let none = vec![0; tensors.len()];
         let (classes, counts) = Classes::fewest(&tensors, &none, &vec![false; tensors.len()]);
+        let in_capture = |error: Error| error.in_capture(MAKE_BEFORE);
+        device.drop_left();
         Ok(Self {
-            arenas: vec![device.alloc(layout.len)?],
-            engine: Engine::new(device, lens)?,
+            arenas: vec![device.alloc(layout.len).map_err(in_capture)?],
+            engine: Engine::new(device, lens).map_err(in_capture)?,
             device: device.clone(),
             groups: groups.to_vec(),
             tensors,
@@ -160,7 +169,9 @@ impl AdamW {
             rows: Vec::new(),
             next_named: Vec::new(),
             next_rows: Vec::new(),
-            is_new: false,
+            is_settled: true,
+            is_capturing: false,
+            is_captured: false,
             effect: Effect::None,
             prepared: false,
             classes,
@@ -187,7 +198,8 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TensorIndex`], [`Error::OutOfMemory`] if the host has no memory for the copy; on a GPU `Error::Driver`.
+    /// [`Error::TensorIndex`], [`Error::OutOfMemory`] if the host has no memory for the copy; on a GPU `Error::Driver`,
+    /// `Error::Capturing`.
     pub fn state(&self, index: usize) -> Result<TensorState> {
         let tensor = self.tensor(index)?;
         let read = |slot: Slot| self.arenas[slot.arena].read(slot.offset + tensor.phase, tensor.len);
@@ -218,7 +230,7 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Config`]; no group has changed then.
+    /// [`Error::Config`]; with a control on a GPU `Error::Driver`, `Error::Capturing`. No group has changed then.
     pub fn set_lr(&mut self, lr: f64) -> Result<()> {
         self.set_lrs(|_| lr)
     }
@@ -305,7 +317,8 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// [`Error::GroupIndex`], [`Error::Config`], [`Error::Amsgrad`]: its memory is there from the beginning or not.
+    /// [`Error::GroupIndex`], [`Error::Config`], [`Error::Amsgrad`]: its memory is there from the beginning or not. With a
+    /// control on a GPU `Error::Driver`, `Error::Capturing`.
     pub fn set_group(&mut self, group: usize, config: AdamWConfig) -> Result<()> {
         let allocated = self.group(group)?.amsgrad;
         config.check(group)?;
@@ -313,39 +326,19 @@ impl AdamW {
         if config.amsgrad != allocated {
             return Err(Error::Amsgrad { group, given: config.amsgrad, allocated });
         }
-        self.engine.set_hyper(group, config.hyper())?;
+        self.engine.enter()?;
+        self.engine.set_hyper(group, config.hyper()).map_err(|error| error.in_capture(SET_BEFORE))?;
         self.groups[group] = config;
         Ok(())
     }
 
     fn set_groups(&mut self, groups: Vec<AdamWConfig>) -> Result<()> {
         groups.iter().enumerate().try_for_each(|(i, config)| config.check_times(i, self.largest_factor))?;
-        self.engine.set_hypers(groups.iter().map(AdamWConfig::hyper).collect())?;
+        self.engine.enter()?;
+        let set = self.engine.set_hypers(groups.iter().map(AdamWConfig::hyper).collect());
+        set.map_err(|error| error.in_capture(SET_BEFORE))?;
         self.groups = groups;
         Ok(())
-    }
-
-    /// The next step reads the f32 masters again from the 16-bit parameters. To be called after writing to such
-    /// parameters oneself (loaded weights, tied or pruned ones): their masters do not know of it.
-    ///
-    /// ```
-    /// # use fused_adamw::{AdamW, AdamWConfig, Device};
-    /// # use half::bf16;
-    /// let mut opt = AdamW::new(&Device::cpu(), AdamWConfig { lr: 0.0, ..Default::default() }, [1])?;
-    /// let mut p = [bf16::ONE];
-    /// opt.step([(&mut p, &[1.0_f32])])?;
-    /// p[0] = bf16::from_f32(3.0);
-    /// opt.reload_masters();
-    /// opt.step([(&mut p, &[1.0_f32])])?;
-    /// assert_eq!(opt.state(0)?.master, Some(vec![3.0]));
-    /// # Ok::<(), fused_adamw::Error>(())
-    /// ```
-    pub fn reload_masters(&mut self) {
-        self.tensors.iter_mut().for_each(|tensor| tensor.init_master = true);
-        let narrow = self.rows.iter_mut().filter(|row| row.master != 0);
-        narrow.for_each(|row| row.flags |= row_flags::INIT_MASTER);
-        self.is_new = true;
-        self.engine.forget_rows();
     }
 
     /// The parameter groups, in their order.
@@ -391,5 +384,16 @@ impl AdamW {
     #[must_use]
     pub fn device(&self) -> &Device {
         &self.device
+    }
+}
+
+/// Frees nothing in a capture of the stream, and nothing that steps of another thread still use.
+impl Drop for AdamW {
+    fn drop(&mut self) {
+        self.device.drop_left();
+        if !self.engine.may_be_freed() {
+            let engine = std::mem::replace(&mut self.engine, Engine::none());
+            self.device.leave((std::mem::take(&mut self.arenas), self.sums.take(), engine));
+        }
     }
 }

@@ -21,7 +21,7 @@ pub(crate) struct Tensor {
     pub(crate) v: Slot,
     pub(crate) vmax: Option<Slot>,
     pub(crate) master: Option<Slot>,
-    /// The master is to be read from the parameter in the next step.
+    /// The master is to be read from the parameter before its next step.
     pub(crate) init_master: bool,
     /// Elements by which its state lies behind the beginning of its slots. Chosen in the first step, so that state
     /// and parameter reach a 32-byte boundary at the same element.

@@ -4,7 +4,7 @@ use crate::arena::{Arena, PHASES, Slot};
 use crate::device::{Device, Elsewhere, Guards};
 use crate::error::{Buffer, Error, Result};
 use crate::register::Tensor;
-use crate::table::{SumRow, TensorRow, row_flags};
+use crate::table::{MasterRow, SumRow, TensorRow, row_flags};
 use crate::tensor::{Dtype, Elements, GradView, Located, Pair};
 
 /// Elements in memory of the device.
@@ -139,8 +139,7 @@ impl Tensor {
             head: head_u8,
             flags: row.flags
                 | flag(aligned(row.param, param), row_flags::PARAM_ALIGNED)
-                | flag(aligned(row.grad, grad), row_flags::GRAD_ALIGNED)
-                | flag(master.is_some() && self.init_master, row_flags::INIT_MASTER),
+                | flag(aligned(row.grad, grad), row_flags::GRAD_ALIGNED),
             ..row
         }
     }
@@ -169,6 +168,11 @@ impl TensorRow {
 
     pub(crate) fn param_dtype(&self) -> Dtype {
         Dtype::of_code(self.param_dtype)
+    }
+
+    /// For its master to be read; it has none where its parameter is f32 or has no gradient.
+    pub(crate) fn master_row(&self) -> MasterRow {
+        MasterRow { param: self.param, master: self.master, param_dtype: self.param_dtype, ..MasterRow::default() }
     }
 
     pub(crate) fn grad_dtype(&self) -> Dtype {

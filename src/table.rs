@@ -18,7 +18,7 @@ pub(crate) struct TensorRow {
     pub(crate) v: u64,
     /// AMSGrad's largest second moment, f32; 0: no AMSGrad.
     pub(crate) vmax: u64,
-    /// f32 master of a 16-bit parameter; 0: the parameter is f32 itself.
+    /// f32 master of a 16-bit parameter, from which it is read; 0: the parameter is f32 itself, or has no gradient.
     pub(crate) master: u64,
     /// Index into the step's [`StepScalars`].
     pub(crate) scalars: u32,
@@ -28,8 +28,8 @@ pub(crate) struct TensorRow {
     pub(crate) grad_dtype: u8,
     /// Elements before the first that lies on a 32-byte boundary of the state, 0 to 7.
     pub(crate) head: u8,
-    /// Of [`row_flags`]: parameter and gradient lie on a 16-byte boundary at `head`; the master is to be read from the
-    /// parameter; there is a gradient (else the tensor is left alone).
+    /// Of [`row_flags`]: parameter and gradient lie on a 16-byte boundary at `head`; there is a gradient (else the tensor
+    /// is left alone).
     pub(crate) flags: u8,
 }
 const _: () = assert!(size_of::<TensorRow>() == 56);
@@ -265,6 +265,22 @@ pub(crate) struct SumRow {
     pub(crate) unused2: u32,
 }
 const _: () = assert!(size_of::<SumRow>() == 24);
+
+/// One tensor's parameter and the master that is to be read from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct MasterRow {
+    /// 16-bit.
+    pub(crate) param: u64,
+    /// f32; 0: none is to be read.
+    pub(crate) master: u64,
+    /// One of [`dtypes`].
+    pub(crate) param_dtype: u8,
+    pub(crate) unused1: u8,
+    pub(crate) unused2: u16,
+    pub(crate) unused3: u32,
+}
+const _: () = assert!(size_of::<MasterRow>() == 24);
 
 /// Of one chunk of gradients, as they lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

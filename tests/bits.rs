@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first error")]
 
-use fused_adamw::{AdamW, AdamWConfig, Algorithm, Device, Dtype, Float, Pair, Simd, StepOptions, TensorSpec};
+use fused_adamw::{AdamW, AdamWConfig, Algorithm, Device, Dtype, Error, Float, Pair, Simd, StepOptions, TensorSpec};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -333,7 +333,48 @@ fn reload_masters_takes_over_what_was_written_to_a_16_bit_parameter() {
     opt.step([(&mut p, &[1.0_f32])]).unwrap();
     assert_eq!(p[0].to_f32(), 1.0, "the master is what counts");
     p = [bf16::from_f32(8.0)];
-    opt.reload_masters();
+    opt.reload_masters().unwrap();
     opt.step([(&mut p, &[1.0_f32])]).unwrap();
     assert_eq!((p[0].to_f32(), opt.state(0).unwrap().master), (8.0, Some(vec![8.0])));
+}
+
+#[test]
+fn reload_master_leaves_other_masters_alone() {
+    type Reload = fn(&mut AdamW);
+    let ways: [Reload; 2] = [|opt| opt.reload_master(1).unwrap(), |opt| opt.reload_master_named("wte").unwrap()];
+    for reload in ways {
+        let specs = ["wpe", "wte", "head"].map(|name| TensorSpec::new(2).named(name));
+        let mut opt = AdamW::new(&Device::cpu(), AdamWConfig { lr: 1e-5, ..Default::default() }, specs).unwrap();
+        let mut params = [[1.0, 3.0].map(bf16::from_f32); 3];
+        let step = |params: &mut [[bf16; 2]; 3], opt: &mut AdamW| {
+            opt.step(params.iter_mut().zip([[0.5_f32, -0.5]; 3].iter())).unwrap();
+            [0, 1, 2].map(|i| bits(&opt.state(i).unwrap().master.unwrap()))
+        };
+        let expected = {
+            let specs = [(); 3].map(|()| TensorSpec::new(2));
+            let mut twin = AdamW::new(&Device::cpu(), opt.groups()[0], specs).unwrap();
+            let mut params = params;
+            step(&mut params, &mut twin);
+            step(&mut params, &mut twin)
+        };
+        step(&mut params, &mut opt);
+        params[1] = [8.0, -8.0].map(bf16::from_f32);
+        reload(&mut opt);
+        let masters = step(&mut params, &mut opt);
+        assert_eq!((&masters[0], &masters[2]), (&expected[0], &expected[2]));
+        assert!(masters[1].iter().zip([8.0_f32, -8.0]).all(|(&x, p)| (f32::from_bits(x) - p).abs() < 1e-4));
+    }
+}
+
+#[test]
+fn reload_master_names_an_unknown_tensor() {
+    let mut opt = AdamW::new(&Device::cpu(), AdamWConfig::default(), [TensorSpec::new(1).named("b")]).unwrap();
+    let error = opt.reload_master_named("w").unwrap_err();
+    assert_eq!(error.to_string(), "no tensor is named w: TensorSpec::named names them");
+    assert!(matches!(opt.reload_master(1), Err(Error::TensorIndex { index: 1, count: 1 })));
+    let mut p = [1.0_f32];
+    opt.step([(&mut p, &[1.0_f32])]).unwrap();
+    opt.reload_master_named("b").unwrap();
+    opt.step([(&mut p, &[1.0_f32])]).unwrap();
+    assert_eq!((opt.state(0).unwrap().step, opt.state(0).unwrap().master), (2, None));
 }

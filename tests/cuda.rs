@@ -14,6 +14,8 @@ mod accumulate;
 mod alarm;
 #[path = "cuda/calls.rs"]
 mod calls;
+#[path = "cuda/captures.rs"]
+mod captures;
 #[path = "guards/mod.rs"]
 mod cases;
 #[path = "cuda/contexts.rs"]

@@ -93,7 +93,7 @@ impl Model {
                 Event::Lr(lr) => self.opt.set_lr(*lr).unwrap(),
                 Event::Write(value) => {
                     self.narrow[0].fill(bf16::from_f32(*value));
-                    self.opt.reload_masters();
+                    self.opt.reload_masters().unwrap();
                 }
                 Event::Clip(norm) => {
                     self.opt.set_control(Some(Control { max_grad_norm: Some(*norm), ..Default::default() })).unwrap();

@@ -1,6 +1,7 @@
 //! The optimizer with sums of gradients, for batches that take several backward passes.
 
 use super::AdamW;
+use super::capture::ACCUMULATE_BEFORE;
 use crate::arena::{Arena, Layout, Slot};
 use crate::config::StepOptions;
 use crate::device::Guards;
@@ -69,9 +70,10 @@ impl AdamW {
             self.accumulated = true;
             return Ok(());
         }
-        self.refuse_capture()?;
+        let is_capturing = self.check_capture()?;
+        self.engine.enter()?;
         if self.sums.is_none() {
-            self.sums = Some(self.new_sums()?);
+            self.sums = Some(self.new_sums().map_err(|error| error.in_capture(ACCUMULATE_BEFORE))?);
         }
         let Some(sums) = &mut self.sums else { return Ok(()) };
         let which_first = which_first(&sums.pending, &has_grad);
@@ -90,7 +92,8 @@ impl AdamW {
         // (`Tensor::sum_row`), and is borrowed for as long as this function runs, or as `Grad`'s maker vouches for; the
         // sums are the optimizer's own, as long as the tensors and apart (`Layout`), so that no gradient is among them.
         // The guards are held until after the launch.
-        unsafe { self.engine.accumulate(&rows, which_first)? };
+        unsafe { self.engine.accumulate(&rows, which_first, is_capturing) }
+            .map_err(|error| error.in_capture(ACCUMULATE_BEFORE))?;
         sums.pending.iter_mut().zip(has_grad).for_each(|(pending, has)| *pending |= has);
         self.accumulated = true;
         guards.finish(&device).map(drop)

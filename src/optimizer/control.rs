@@ -1,6 +1,7 @@
 //! The optimizer with a [`Control`]: set, read, captured.
 
 use super::AdamW;
+use super::capture::CONTROL_BEFORE;
 use crate::classes::Classes;
 use crate::control::{Control, NonFinite, Status};
 use crate::controller::Tables;
@@ -43,7 +44,9 @@ impl AdamW {
         control.iter().try_for_each(Control::check)?;
         let largest_factor = control.as_ref().map_or(1.0, Control::largest_factor);
         self.groups.iter().enumerate().try_for_each(|(i, group)| group.check_times(i, largest_factor))?;
-        let steps = self.steps()?;
+        let in_capture = |error: Error| error.in_capture(CONTROL_BEFORE);
+        self.engine.enter()?;
+        let steps = self.steps().map_err(in_capture)?;
         let before = self.control.as_ref().zip(self.engine.control_state()?);
         let lens = self.tensors.iter().map(|tensor| tensor.len as u64).collect();
         let apart = control.as_ref().is_some_and(|control| control.non_finite == NonFinite::SkipTensor);
@@ -53,7 +56,7 @@ impl AdamW {
         };
         let tables = |control| Tables::new(control, lens, &self.groups, counts.clone(), before);
         let with_tables = control.as_ref().map(|control| (control, tables(control)));
-        self.engine.set_control(with_tables, self.tensors.len())?;
+        self.engine.set_control(with_tables, self.tensors.len()).map_err(in_capture)?;
         let goes_on = self.control.is_some() && control.is_some();
         self.overruns = if goes_on { self.overruns } else { 0 };
         (self.control, self.largest_factor) = (control, largest_factor);
@@ -104,7 +107,7 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// On a GPU `Error::Driver`.
+    /// On a GPU `Error::Driver`, `Error::Capturing`.
     pub fn status(&self) -> Result<Option<Status>> {
         Ok(self.engine.control_state()?.map(Status::from))
     }
@@ -133,6 +136,7 @@ impl AdamW {
         if !self.control.as_ref().is_some_and(Control::measures) {
             return Err(Error::NoMetrics);
         }
+        self.engine.enter()?;
         Ok(self.engine.record()?.map(|record| Metrics::new(&record, &self.tensors)))
     }
 
@@ -152,7 +156,8 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Skipped`], which tells of the newest skipped step that was one too many; on a GPU `Error::Driver`.
+    /// [`Error::Skipped`], which tells of the newest skipped step that was one too many; on a GPU `Error::Driver`,
+    /// `Error::Capturing`.
     pub fn poll(&mut self) -> Result<()> {
         let (Some(control), Some(state)) = (&self.control, self.engine.control_state()?) else { return Ok(()) };
         let (limit, ControlState { skipped_running, non_finite, grad_norm, overrun, .. }) =
@@ -163,49 +168,6 @@ impl AdamW {
         }
         let Overrun { skipped_running, non_finite, grad_norm, .. } = overrun;
         if is_new { Err(Error::Skipped { skipped_running, limit, non_finite, grad_norm }) } else { Ok(()) }
-    }
-
-    /// Lets steps be captured into CUDA graphs. While the device's stream is being captured, a step is recorded, and not
-    /// executed. Every replay of the graph is then a step as if it had been called: what changes from step to step (step
-    /// counts, learning rates, schedule, norm, loss scale, whether it is skipped) lies on the device. Constants of the
-    /// graph are [`StepOptions`](crate::StepOptions), addresses, and which tensors have gradients.
-    ///
-    /// It takes a control, be it [`Control::default`], and a step before with the same tensors: two, if any parameter has
-    /// 16 bits. With several streams, cudarc's event tracking has to be off.
-    ///
-    /// ```no_run
-    /// use fused_adamw::{AdamW, AdamWConfig, Control, Device};
-    /// use fused_adamw::cudarc::driver::{CudaContext, sys};
-    /// let stream = CudaContext::new(0)?.new_stream()?;
-    /// let (mut p, g) = (stream.alloc_zeros::<f32>(1000)?, stream.alloc_zeros::<f32>(1000)?);
-    /// let mut opt = AdamW::new(&Device::cuda(&stream)?, AdamWConfig::default(), [1000])?;
-    /// opt.set_control(Some(Control::default()))?;
-    /// opt.step([(&mut p, &g)])?;
-    /// // SAFETY: `p`, `g` and `opt` outlive the graph, and nobody uses them in another way.
-    /// unsafe { opt.allow_capture() };
-    /// stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
-    /// opt.step([(&mut p, &g)])?;
-    /// let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-    /// let graph = stream.end_capture(flags)?.unwrap();
-    /// for _ in 0..100 {
-    ///     graph.launch()?;
-    /// }
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Safety
-    /// From each captured step to the last replay of its graph, until that has finished: this optimizer, its parameters and
-    /// its gradients stay where they are; nobody borrows them mutably, nor writes to or reads from them but in order with
-    /// the replays; [`AdamW::set_control`] is not called, and no step is made with other tensors, or with other of them
-    /// without a gradient. The graph is launched on this device's stream, or in order with it.
-    #[cfg(feature = "cuda")]
-    pub unsafe fn allow_capture(&mut self) {
-        self.may_be_captured = true;
-    }
-
-    /// An error if the stream is being captured and that has not been allowed, or would capture numbers of the host's.
-    pub(super) fn refuse_capture(&self) -> Result<()> {
-        if self.may_be_captured && self.control.is_some() { Ok(()) } else { self.device.refuse_capture() }
     }
 
     /// Where on the GPU the loss scale lies, an f32: for the kernels that make the loss, so that the host need not know it.
@@ -225,7 +187,8 @@ impl AdamW {
     }
 
     /// From the next step on every gradient is also multiplied by an f32 on the device, read when the step runs: a number
-    /// that other work of the device makes, which the host need not know. `None` ends that. It takes a control.
+    /// that other work of the device makes, which the host need not know. `None` ends that. It takes a control. Graphs keep
+    /// the number with which they were captured: `AdamW::allow_capture`.
     ///
     /// ```no_run
     /// # use fused_adamw::{AdamW, AdamWConfig, Control, Device};

@@ -10,7 +10,7 @@ use crate::engine::Work;
 use crate::error::{Error, Result};
 use crate::overlap;
 use crate::scalars::step_scalars;
-use crate::table::{Class, StepScalars, TensorRow, row_flags};
+use crate::table::{Class, StepScalars, TensorRow};
 use crate::tensor::{Elements, GradView, Pair};
 
 impl AdamW {
@@ -18,8 +18,7 @@ impl AdamW {
     ///
     /// `pairs` are in the registered order: `(parameter, gradient)`, `(parameter, Option<gradient>)`, or [`Pair`]s.
     /// A GPU's work is enqueued on the device's stream, not waited for. When dtypes, addresses, and which tensors have a
-    /// gradient are as in the step before, nothing is copied to the GPU. (The table is copied once more in the second
-    /// step of a 16-bit parameter, which is the first to read its master; and the scalars, a few KB, in every step with
+    /// gradient are as in the step before, nothing is copied to the GPU. (But for the scalars, a few KB, in every step with
     /// more than 112 different pairs of group and step count.)
     ///
     /// Into a CUDA graph a step is captured after `AdamW::allow_capture`.
@@ -37,8 +36,9 @@ impl AdamW {
     /// # Errors
     /// [`Error::TensorCount`], [`Error::Length`], [`Error::Dtype`], [`Error::WrongDevice`], [`Error::NullPointer`],
     /// [`Error::Misaligned`], [`Error::PastTheEnd`], [`Error::Overlap`], [`Error::SharedGrad`] for tensors that do not fit;
-    /// [`Error::SumsPending`] after [`AdamW::accumulate`]; [`Error::OutOfMemory`] for the master of a 16-bit parameter seen for the first time; of a GPU `Error::Capturing`,
-    /// `Error::Captured`, `Error::Driver`. Nothing has changed then. The exception is `Error::NotRecorded`.
+    /// [`Error::SumsPending`] after [`AdamW::accumulate`]; [`Error::OutOfMemory`] for the master of a 16-bit parameter seen
+    /// for the first time; of a GPU `Error::Capturing`, `Error::CaptureNotAllowed` and its like, `Error::Driver`. Nothing has
+    /// changed then. The exception is `Error::NotRecorded`.
     pub fn step<'a, I>(&mut self, pairs: I) -> Result<()>
     where
         I: IntoIterator,
@@ -134,18 +134,18 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotPrepared`], [`Error::GradScale`], [`Error::SumsPending`]; of a GPU `Error::Capturing`, `Error::Captured`, `Error::Driver`.
-    /// Nothing has changed then.
+    /// [`Error::NotPrepared`], [`Error::GradScale`], [`Error::SumsPending`]; of a GPU `Error::Capturing`,
+    /// `Error::CaptureNotAllowed` and its like, `Error::Driver`. Nothing has changed then.
     pub fn step_prepared(&mut self, options: StepOptions) -> Result<()> {
         options.check()?;
         self.refuse_pending_sums()?;
         if !self.prepared {
             return Err(Error::NotPrepared);
         }
+        self.engine.enter()?;
         // With a control a step of no elements is one, too.
-        if self.effect == Effect::Steps || self.effect == Effect::Counts && self.control.is_some() {
-            self.refuse_capture()?;
-        }
+        let works = self.effect == Effect::Steps || self.effect == Effect::Counts && self.control.is_some();
+        self.is_capturing = works && self.check_capture()?;
         self.run(options)
     }
 
@@ -156,6 +156,7 @@ impl AdamW {
         device: &'d Device,
         guards: &mut Guards<'d>,
     ) -> Result<()> {
+        self.engine.enter()?;
         if self.are_named_by(pairs, device, guards)? { Ok(()) } else { self.adopt() }
     }
 
@@ -168,11 +169,12 @@ impl AdamW {
     ) -> Result<bool> {
         let (mut pairs, mut asked, mut same, mut actual) = (pairs.fuse(), false, true, 0);
         self.next_named.clear();
+        self.is_capturing = false;
         for (tensor, pair) in self.tensors.iter().zip(&mut pairs) {
             // With a control a step of no elements is one, too.
             let works = |grad: &Elements<GradView<'p>>| grad.len > 0 || self.control.is_some();
-            if !asked && pair.grad.0.as_ref().is_some_and(works) {
-                self.refuse_capture()?;
+            if !asked && (guards.waits() || pair.grad.0.as_ref().is_some_and(works)) {
+                self.is_capturing = self.check_capture()?;
                 asked = true;
             }
             let named = tensor.named(pair, device, guards)?;
@@ -230,7 +232,7 @@ impl AdamW {
         }
         std::mem::swap(&mut self.rows, &mut self.next_rows);
         std::mem::swap(&mut self.named, &mut self.next_named);
-        (self.effect, self.is_new) = (effect, true);
+        (self.effect, self.is_settled) = (effect, false);
         Ok(())
     }
 
@@ -238,7 +240,7 @@ impl AdamW {
     pub(super) fn forget_rows(&mut self) {
         self.rows.clear();
         self.named.clear();
-        (self.effect, self.prepared) = (Effect::None, false);
+        (self.effect, self.prepared, self.is_captured) = (Effect::None, false, false);
         self.engine.forget_rows();
     }
 
@@ -283,13 +285,22 @@ impl AdamW {
     /// Steps by `rows`.
     fn run(&mut self, options: StepOptions) -> Result<()> {
         let StepOptions { grad_scale } = options;
+        if self.effect == Effect::Steps && !self.is_settled {
+            // SAFETY: as for the step below, of the same rows.
+            unsafe { self.init_masters()? };
+        }
         let work = match (&self.control, self.effect) {
             (_, Effect::None) => return Ok(()),
             (None, Effect::Counts) => {
                 self.count();
                 return Ok(());
             }
-            (Some(control), _) => Work::Controlled { control, grad_scale },
+            (Some(control), _) => Work::Controlled {
+                control,
+                grad_scale,
+                #[cfg(feature = "cuda")]
+                is_capturing: self.is_capturing,
+            },
             (None, Effect::Steps) => {
                 plain_scalars(&mut self.scalars, &self.classes, &self.counts, &self.groups, grad_scale);
                 Work::Plain(&self.scalars)
@@ -303,6 +314,7 @@ impl AdamW {
         // optimizer's own, disjoint, and long enough (`Layout`). The engine's chunks were made from the registered
         // lengths; there are scalars for every class (`adopt`). The guards are held until after the launch.
         unsafe { self.engine.run(&self.rows, work)? };
+        self.is_captured |= self.is_capturing;
         self.count();
         Ok(())
     }
@@ -315,20 +327,10 @@ impl AdamW {
                 .zip(&self.classes.list)
                 .for_each(|(count, class)| *count += u64::from(class.has_grad));
         }
-        if std::mem::take(&mut self.is_new) {
+        if !std::mem::replace(&mut self.is_settled, true) {
             let stepped = self.tensors.iter_mut().zip(&self.rows).filter(|(_, row)| row.has_grad());
             stepped.for_each(|(tensor, row)| tensor.stepped(row));
-            self.settle_masters();
         }
-    }
-
-    /// The masters have been read, and are not to be read again.
-    fn settle_masters(&mut self) {
-        let mut read = self.rows.iter_mut().filter(|row| row.flags & row_flags::INIT_MASTER != 0).peekable();
-        if read.peek().is_some() {
-            self.engine.forget_rows();
-        }
-        read.for_each(|row| row.flags &= !row_flags::INIT_MASTER);
     }
 }
 

@@ -47,7 +47,7 @@ fn prepared_steps_have_the_bits_of_ordinary_ones_on_the_cpu() {
                 prepare(&mut twins, has_grad);
                 (0..3).for_each(|_| step(&mut twins, has_grad));
                 [&mut twins.cpu, &mut twins.gpu].into_iter().for_each(|opt| opt.set_lr(1e-4).unwrap());
-                [&mut twins.cpu, &mut twins.gpu].into_iter().for_each(|opt| opt.reload_masters());
+                [&mut twins.cpu, &mut twins.gpu].into_iter().for_each(|opt| opt.reload_masters().unwrap());
                 (0..2).for_each(|_| step(&mut twins, has_grad));
                 twins.assert_same();
             }
@@ -63,8 +63,6 @@ fn a_prepared_step_is_one_launch_however_long_the_list() {
             prepare(&mut twins, |_| true);
             let mut step = || calls(|| twins.gpu.step_prepared(ALL).unwrap());
             step();
-            // Of masters that have been read.
-            assert_eq!(step(), counts([LAUNCH, UPLOAD, ASKED_TWICE]));
             assert_eq!([step(), step()], [counts([LAUNCH, ASKED]), counts([LAUNCH, ASKED])]);
         }
     });
@@ -83,11 +81,11 @@ fn a_prepared_step_can_be_captured() {
             let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap();
             result.map(|()| graph.unwrap().launch().unwrap())
         };
-        assert!(matches!(captured(&mut twins), Err(Error::Captured)));
+        assert!(matches!(captured(&mut twins), Err(Error::CaptureNotAllowed)));
         // SAFETY: every graph is dropped after its one launch.
         unsafe { twins.gpu.allow_capture() };
-        assert!(matches!(captured(&mut twins), Err(Error::Capturing)));
-        (0..2).for_each(|_| step(&mut twins, |_| true));
+        assert!(matches!(captured(&mut twins), Err(Error::Capturing { .. })));
+        step(&mut twins, |_| true);
         captured(&mut twins).unwrap();
         twins.cpu_step(ALL, |_| true).unwrap();
         twins.assert_same();

@@ -1,7 +1,7 @@
 //! Several streams: who waits for whom, and that a step's use of its tensors is recorded after its launch.
 
 use fused_adamw::cudarc::driver::{CudaContext, CudaStream};
-use fused_adamw::{AdamW, AdamWConfig, Device, Dtype, StepOptions};
+use fused_adamw::{AdamW, AdamWConfig, Control, Device, Dtype, StepOptions};
 
 use crate::driver::{Call, calls, counts, each_driver, emulated, trace};
 use crate::twins::{DTYPES, Shape, Twins, Values};
@@ -108,7 +108,7 @@ fn no_record_is_lost_when_a_step_launches_nothing() {
     emulated(&[], || {
         let mut twins = two_streams(4);
         let calls = calls(|| twins.gpu_step(ALL, |_| false).unwrap());
-        assert_eq!(calls, counts([("cuStreamWaitEvent", 2 * 4), ("cuEventRecord", 4)]));
+        assert_eq!(calls, counts([ASKED, ("cuStreamWaitEvent", 2 * 4), ("cuEventRecord", 4)]));
     });
 }
 
@@ -192,5 +192,69 @@ fn an_optimizer_with_the_last_handle_of_its_stream_may_be_dropped_before_its_ten
         opt.step([(&mut param, &grad)]).unwrap();
         drop(opt);
         drop((param, grad));
+    });
+}
+
+/// Twins on the default stream of the thread that makes them.
+fn per_thread() -> Twins {
+    let stream = CudaContext::new(0).unwrap().per_thread_stream();
+    Twins::on(&Device::cuda(&stream).unwrap(), &stream, Values::Tame, &[AdamWConfig::default()], shapes(9))
+}
+
+/// In a thread of its own, whose default stream is another one.
+fn elsewhere<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(body).join().unwrap())
+}
+
+// Its memory would be freed while the other thread's steps are at work.
+#[test]
+fn per_thread_optimizer_drops_in_another_thread() {
+    each_driver(|| {
+        let twins = elsewhere(|| {
+            let mut twins = per_thread();
+            (0..2).for_each(|_| twins.step());
+            twins
+        });
+        let Twins { gpu, tensors, .. } = twins;
+        drop(gpu);
+        drop(tensors);
+    });
+}
+
+#[test]
+fn per_thread_optimizer_steps_in_any_thread() {
+    each_driver(|| {
+        let mut twins = per_thread();
+        let control =
+            |step: usize| step.is_multiple_of(2).then(|| Control { max_grad_norm: Some(1.0), ..Default::default() });
+        // The same gradients throughout: nothing but the optimizer orders the steps.
+        let step = |twins: &mut Twins| {
+            twins.gpu_step(ALL, |_| true).unwrap();
+            twins.cpu_step(ALL, |_| true).unwrap();
+        };
+        for i in 0..4 {
+            step(&mut twins);
+            elsewhere(|| step(&mut twins));
+            let state = |i: usize| [&twins.cpu, &twins.gpu].map(|opt| opt.state(i).unwrap());
+            assert!((0..9).map(state).all(|[cpu, gpu]| cpu == gpu));
+            elsewhere(|| [&mut twins.cpu, &mut twins.gpu].map(|opt| opt.set_lr(1e-4).unwrap()));
+            step(&mut twins);
+            elsewhere(|| [&mut twins.cpu, &mut twins.gpu].map(|opt| opt.set_control(control(i)).unwrap()));
+        }
+        twins.gpu.device().stream().unwrap().context().synchronize().unwrap();
+        twins.assert_same();
+    });
+}
+
+// A stream of one's own is the same in every thread: nothing is waited for.
+#[test]
+fn other_threads_cost_no_wait_on_shared_streams() {
+    emulated(&[], || {
+        let stream = CudaContext::new(0).unwrap().default_stream();
+        let groups = [AdamWConfig::default()];
+        let mut twins = Twins::on(&Device::cuda(&stream).unwrap(), &stream, Values::Tame, &groups, shapes(9));
+        twins.step();
+        let calls = elsewhere(|| calls(|| twins.gpu_step(ALL, |_| true).unwrap()));
+        assert_eq!((calls.get("cuCtxSynchronize"), calls["cuLaunchKernel"]), (None, 1));
     });
 }

@@ -266,6 +266,13 @@ impl Twins {
         copy(host, gpu, &self.stream);
     }
 
+    /// The same bits everywhere in a parameter, at the same addresses.
+    pub(crate) fn overwrite_param(&mut self, index: usize, bits: u32) {
+        let Tensor { shape, param: (host, gpu), .. } = &mut self.tensors[index];
+        *host = Host::from_bits(shape.param, vec![bits; host.bits().len()]);
+        copy(host, gpu, &self.stream);
+    }
+
     /// Every bit of every parameter and of what lies around it, of the gradients, and of the state.
     #[track_caller]
     pub(crate) fn assert_same(&self) {

@@ -16,12 +16,30 @@ struct Event {
     std::chrono::steady_clock::time_point time;
 };
 
+static Stream* const PER_THREAD = (Stream*)2;
 static Handles<Stream> streams{"stream"};
 static Handles<Event> events{"event"};
 static Handles<Graph> graphs{"graph"};
 static Handles<Graph> executables{"executable graph"};
 
+static Stream* add_stream(bool blocking) {
+    static int number = 0;
+    Stream* const stream = streams.add({current, ++number, instances_of.size(), blocking, {}});
+    instances_of.emplace_back();
+    created.push_back(stream);
+    return stream;
+}
+
+// The default stream of this thread: there is one in each that asks, and stays.
+static Stream& per_thread_stream() {
+    static thread_local Stream* mine[2] = {};
+    Stream*& stream = mine[current->device];
+    if (!stream) stream = add_stream(true);
+    return *stream;
+}
+
 static Stream& stream_of(Stream* handle) {
+    if (handle == PER_THREAD) return per_thread_stream();
     return handle ? streams[handle] : default_streams[current ? current->device : 0];
 }
 static int stream_number(Stream* handle) { return stream_of(handle).number; }
@@ -125,10 +143,7 @@ constexpr unsigned NON_BLOCKING = 1;
 
 DRIVER cuStreamCreate(Stream** stream, unsigned flags) {
     CALL(nullptr);
-    static int number = 0;
-    *stream = streams.add({current, ++number, instances_of.size(), !(flags & NON_BLOCKING), {}});
-    instances_of.emplace_back();
-    created.push_back(*stream);
+    *stream = add_stream(!(flags & NON_BLOCKING));
     return SUCCESS;
 }
 DRIVER cuStreamDestroy_v2(Stream* stream) {

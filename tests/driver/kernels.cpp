@@ -40,6 +40,7 @@ const emulated::Kernel emulated::kernels[] = {
     KERNEL(finalize),
     KERNEL(collect),
     CHECKED_KERNEL(accumulate, one_block_a_chunk),
+    CHECKED_KERNEL(init_masters, one_block_a_chunk),
     KERNEL(probe_copy),
     KERNEL(probe_sum),
     KERNEL(probe_warp),

@@ -71,7 +71,7 @@ impl<'a, B: Buffer> Run<'a, B> {
         if step.reload_masters {
             let params = self.params.iter_mut().enumerate();
             params.for_each(|(i, param)| param.write(&param_bits(self.case, i, t)));
-            self.opt.reload_masters();
+            self.opt.reload_masters().unwrap();
         }
     }
 
