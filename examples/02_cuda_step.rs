@@ -4,12 +4,13 @@
 #[cfg(feature = "cuda")]
 fn main() -> anyhow::Result<()> {
     use fused_adamw::{AdamW, AdamWConfig, Device};
+    use std::io::Write;
 
+    let mut out = std::io::stdout(); // `println!` panics where it is closed or full
     let device = match Device::cuda_at(0) {
         Ok(device) => device,
         Err(error) => {
-            println!("no step on a GPU: {error}");
-            return Ok(());
+            return Ok(writeln!(out, "no step on a GPU: {error}")?);
         }
     };
     let stream = device.stream().expect("a GPU has a stream").clone();
@@ -27,11 +28,11 @@ fn main() -> anyhow::Result<()> {
     let mut twin = AdamW::new(&Device::cpu(), opt.groups()[0], [10])?;
     twin.step([(&mut on_cpu, &vec![0.5_f32; 10])])?;
     anyhow::ensure!(stream.clone_dtoh(&params[1])? == on_cpu, "the GPU and the CPU differ");
-    println!("{device}: stepped {} tensors, p = {} on both devices", opt.len(), on_cpu[0]);
-    Ok(())
+    Ok(writeln!(out, "{device}: stepped {} tensors, p = {} on both devices", opt.len(), on_cpu[0])?)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn main() {
-    println!("no step on a GPU: built without the feature `cuda`");
+fn main() -> std::io::Result<()> {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "no step on a GPU: built without the feature `cuda`")
 }

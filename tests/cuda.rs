@@ -2,7 +2,7 @@
 //! (`tests/driver`) runs `cuda/adamw.cu` on the CPU, counts the calls and fails those it is told to.
 //!
 //! A test on that driver runs in a process of its own, because cudarc looks for libcuda once a process. The parity
-//! tests run on this machine's driver too, if it has one. Without a C++ compiler or a GPU a test skips aloud;
+//! tests run on this machine's driver too, if it has one. Without a C++ compiler or a GPU, one line says so;
 //! `FUSED_ADAMW_REQUIRE_CXX=1` and `FUSED_ADAMW_REQUIRE_GPU=1` make that a failure. `FUSED_ADAMW_SANITIZE=1` builds
 //! the driver with AddressSanitizer and UndefinedBehaviorSanitizer (g++); `FUSED_ADAMW_EMULATED=0` leaves it out.
 #![cfg(feature = "cuda")]
@@ -57,7 +57,7 @@ mod streams;
 mod suite;
 #[path = "cuda/survivors.rs"]
 mod survivors;
-#[path = "../benches/gpu/variants.rs"]
+#[path = "shared/variants.rs"]
 #[allow(dead_code, reason = "its predictions are the bench's")]
 mod tried;
 #[path = "cuda/twins.rs"]

@@ -1,6 +1,6 @@
 //! What the PTX may hold, the one that this build made and the committed one, and what ptxas makes of it: registers,
 //! spills, occupancy, machine code. No GPU needed. The tools for the latter are pinned: `scripts/cuda-compilers` installs
-//! them, and `FUSED_ADAMW_CUDA_COMPILERS` is their folder. Without it these tests skip aloud;
+//! them, and `FUSED_ADAMW_CUDA_COMPILERS` is their folder. Without it these tests are skipped, in one line;
 //! `FUSED_ADAMW_REQUIRE_PTXAS=1` makes that a failure. `FUSED_ADAMW_WRITE_RESOURCES=1` writes the table (`scripts/ptx`).
 //!
 //! The kernels are the CPU path's equal, bit for bit, only if the compiler rounds where the source does and nowhere
@@ -15,7 +15,7 @@ use text::{LANES, Plain, directive, kernels, opcodes, target};
 
 #[path = "ptx/assemble.rs"]
 mod assemble;
-#[path = "../benches/gpu/nvrtc.rs"]
+#[path = "shared/nvrtc.rs"]
 mod nvrtc;
 #[path = "ptx/occupancy.rs"]
 mod occupancy;
@@ -29,7 +29,7 @@ mod sass;
 mod table;
 #[path = "ptx/text.rs"]
 mod text;
-#[path = "../benches/gpu/variants.rs"]
+#[path = "shared/variants.rs"]
 #[allow(dead_code, reason = "which list it concerns is the bench's")]
 mod tried;
 

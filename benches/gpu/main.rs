@@ -1,4 +1,5 @@
-//! The step on a GPU, beside the speed at which the GPU copies memory: `cargo bench --bench gpu -- copy`, and so on.
+//! The step on a GPU, beside the speed at which the GPU copies memory:
+//! `cargo bench -p fused-adamw-benches --bench gpu -- copy`, and so on.
 //!
 //! Each command prints rows, a line of JSON each (`rows.rs`); the bundle for machines without Rust
 //! (`scripts/gpu-bundle`) runs them one after the other, PyTorch in between on the very same lists, and `report`
@@ -6,12 +7,12 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `../lists.rs`, `suite.rs` | the lists of tensors, cut to the GPU's memory |
+//! | `tests/shared/lists.rs`, `suite.rs` | the lists of tensors, cut to the GPU's memory |
 //! | `clock.rs` | how a time is taken |
 //! | `work.rs` | what is timed: a copy, and a step of a list |
 //! | `host.rs`, `start.rs` | what a step costs the host, and what a process pays once |
-//! | `variants.rs` | other constants and chunks, and what is expected of each: data |
-//! | `nvrtc.rs`, `vary.rs`, `bits.rs` | these compiled, timed, and first compared with the CPU |
+//! | `tests/shared/variants.rs` | other constants and chunks, and what is expected of each: data |
+//! | `tests/shared/nvrtc.rs`, `vary.rs`, `bits.rs` | these compiled, timed, and first compared with the CPU |
 //! | `rows.rs` | what is measured, as JSON |
 //! | `report.rs`, `table.rs` | the parts of a run and their rows → `report.json`, `report.md` |
 
@@ -27,14 +28,16 @@ use crate::suite::List;
 mod bits;
 mod clock;
 mod host;
-#[path = "../lists.rs"]
+#[path = "../../tests/shared/lists.rs"]
 mod lists;
+#[path = "../../tests/shared/nvrtc.rs"]
 mod nvrtc;
 mod report;
 mod rows;
 mod start;
 mod suite;
 mod table;
+#[path = "../../tests/shared/variants.rs"]
 mod variants;
 mod vary;
 mod work;

@@ -1,16 +1,18 @@
 //! One step on the CPU beside the limit: a read-modify-write of the same bytes by the same threads with next to no
 //! arithmetic, by whichever of two walks is the faster (`limit.rs`).
 //!
-//! | command | what it does |
+//! `cargo bench -p fused-adamw-benches --bench step` takes, after `--`:
+//!
+//! | arguments | what it does |
 //! | --- | --- |
-//! | `cargo bench --bench step` | criterion's output, and at the end a table of shares of the limit |
-//! | `cargo bench --bench step -- FILTER` | the same for what criterion finds by `FILTER` |
-//! | `cargo bench --bench step -- --shares [WORD...]` | the table alone, of the rows that have all words in their names |
-//! | `cargo bench --bench step -- --test` | everything once, on small lists |
+//! | none | criterion's output, and at the end a table of shares of the limit |
+//! | `FILTER` | the same for what criterion finds by `FILTER` |
+//! | `--shares [WORD...]` | the table alone, of the rows that have all words in their names |
+//! | `--test` | everything once, on small lists |
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `../lists.rs`, `cases.rs` | what is stepped, and how many bytes that has to move |
+//! | `tests/shared/lists.rs`, `cases.rs` | what is stepped, and how many bytes that has to move |
 //! | `tensors.rs` | it in memory, with its optimizer |
 //! | `limit.rs` | the limit's two walks |
 //! | `table.rs` | rounds, medians, the table, and what a call costs |
@@ -20,7 +22,7 @@ use std::time::Duration;
 
 mod cases;
 mod limit;
-#[path = "../lists.rs"]
+#[path = "../../tests/shared/lists.rs"]
 mod lists;
 mod table;
 mod tensors;

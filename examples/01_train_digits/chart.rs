@@ -6,7 +6,7 @@ use anyhow::Result;
 use plotters::coord::{Shift, types::RangedCoordu32};
 use plotters::prelude::*;
 
-use crate::picture::{INK, blank, text};
+use crate::picture::{INK, Sheet, text};
 use crate::{axis::Axis, curves::Point, network::Score};
 
 const SIZE: (u32, u32) = (2400, 1080);
@@ -27,11 +27,12 @@ struct Panel {
 }
 
 pub(crate) fn draw(points: &[Point], title: &str, path: &Path) -> Result<()> {
-    let root = blank(path, SIZE)?;
-    let (left, right) = root.margin(28, 12, 12, 0).titled(title, text(54))?.split_horizontally(SIZE.0 / 2);
+    let mut sheet = Sheet::new(SIZE)?;
+    let (left, right) = sheet.area().margin(28, 12, 12, 0).titled(title, text(54))?.split_horizontally(SIZE.0 / 2);
     draw_panel(&left, points, &loss_panel(points))?;
     draw_panel(&right, points, &accuracy_panel(points))?;
-    Ok(root.present()?)
+    drop((left, right));
+    sheet.save(path)
 }
 
 fn loss_panel(points: &[Point]) -> Panel {

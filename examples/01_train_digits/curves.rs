@@ -1,10 +1,11 @@
 //! What is measured after every epoch, and its table.
 
+use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Result;
 
-use crate::network::Score;
+use crate::{network::Score, output};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Point {
@@ -15,10 +16,9 @@ pub(crate) struct Point {
 }
 
 pub(crate) fn save(points: &[Point], path: &Path) -> Result<()> {
-    let mut table = csv::Writer::from_path(path)?;
-    table.write_record(["epoch", "train_loss", "test_loss", "train_accuracy", "test_accuracy"])?;
+    let mut table = "epoch,train_loss,test_loss,train_accuracy,test_accuracy\n".to_owned();
     for Point { epoch, train, test } in points {
-        table.serialize((epoch, train.loss, test.loss, train.accuracy, test.accuracy))?;
+        writeln!(table, "{epoch},{},{},{},{}", train.loss, test.loss, train.accuracy, test.accuracy)?;
     }
-    Ok(table.flush()?)
+    output::save(path, table.as_bytes())
 }

@@ -1,5 +1,7 @@
 //! The images, from bytes inside the program, so that it runs in any folder.
 
+use std::io::Read;
+
 use anyhow::{Context, Result, ensure};
 use flate2::read::GzDecoder;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
@@ -43,11 +45,13 @@ impl Digits {
 }
 
 fn read_all() -> Result<Vec<Image>> {
-    let mut table = csv::ReaderBuilder::new().has_headers(false).from_reader(GzDecoder::new(DIGITS));
-    table.deserialize().map(|line| image(line?)).collect()
+    let mut table = String::new();
+    GzDecoder::new(DIGITS).read_to_string(&mut table)?;
+    table.lines().map(image).collect()
 }
 
-fn image(mut line: Vec<u8>) -> Result<Image> {
+fn image(line: &str) -> Result<Image> {
+    let mut line = line.split(',').map(str::parse).collect::<Result<Vec<u8>, _>>()?;
     let label = usize::from(line.pop().context("an empty line")?);
     ensure!(line.len() == PIXELS && label < CLASSES, "a line is {PIXELS} pixels and a label below {CLASSES}");
     let pixels = line.into_iter().map(|grey| f32::from(grey) / WHITEST).collect();

@@ -13,6 +13,7 @@ mod cli;
 mod curves;
 mod data;
 mod network;
+mod output;
 mod parameters;
 mod picture;
 mod progress;
@@ -24,12 +25,12 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use fused_adamw::AdamW;
 
-use crate::{cli::Cli, curves::Point, data::Digits, parameters::Parameters, progress::Progress};
+use crate::{cli::Cli, curves::Point, data::Digits, output::say, parameters::Parameters, progress::Progress};
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
     let device = cli.device.open()?;
-    println!("{device}");
+    say(&device)?;
 
     let digits = Digits::load(cli.seed)?;
     let initial = network::initial_tensors(cli.seed);
@@ -41,16 +42,14 @@ fn main() -> Result<()> {
     let accuracy = points.last().context("nothing was trained")?.test.accuracy;
     let title = format!("{} on 8x8 digits, seed {}: {accuracy:.1}% right on test images", cli.name(), cli.seed);
     write_curves(&points, &title)?;
-    println!("test accuracy: {accuracy:.1}%");
-    Ok(())
+    say(format_args!("test accuracy: {accuracy:.1}%"))
 }
 
 fn write_curves(points: &[Point], title: &str) -> Result<()> {
     let folder = Path::new("target").join("digits");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let (picture, table) = (folder.join("curves.png"), folder.join("curves.csv"));
-    chart::draw(points, title, &picture).with_context(|| format!("cannot write {}", picture.display()))?;
-    curves::save(points, &table).with_context(|| format!("cannot write {}", table.display()))?;
-    println!("{}\n{}", picture.display(), table.display());
-    Ok(())
+    chart::draw(points, title, &picture)?;
+    curves::save(points, &table)?;
+    say(format_args!("{}\n{}", picture.display(), table.display()))
 }

@@ -1,10 +1,11 @@
 //! A bar for people, lines for logs.
 
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, Write, stderr};
 
+use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::curves::Point;
+use crate::{curves::Point, output::say};
 
 const BAR: &str = "{bar:20.cyan/blue} {pos}/{len}  {msg}  {elapsed}";
 const MOST_LINES: u16 = 20;
@@ -23,7 +24,7 @@ impl Progress {
         Self { bar: stderr().is_terminal().then(bar), epochs }
     }
 
-    pub(crate) fn show(&self, point: &Point) {
+    pub(crate) fn show(&self, point: &Point) -> Result<()> {
         let Point { epoch, train, test } = point;
         let news = format!("train loss {:.4}  test accuracy {:.1}%", train.loss, test.accuracy);
         match &self.bar {
@@ -31,9 +32,10 @@ impl Progress {
                 bar.set_message(news);
                 bar.inc(1);
             }
-            None if self.has_line(*epoch) => println!("epoch {epoch:>3}/{}  {news}", self.epochs),
+            None if self.has_line(*epoch) => say(format_args!("epoch {epoch:>3}/{}  {news}", self.epochs))?,
             None => {}
         }
+        Ok(())
     }
 
     fn has_line(&self, epoch: u16) -> bool {
@@ -44,7 +46,7 @@ impl Progress {
     pub(crate) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish();
-            eprintln!();
+            let _ = writeln!(stderr());
         }
     }
 }

@@ -23,7 +23,7 @@ pub(crate) fn train(
             parameters.step(optimizer, gradients)?;
         }
         let point = measure(&mut network, parameters, &digits, epoch + 1)?;
-        progress.show(&point);
+        progress.show(&point)?;
         points.push(point);
     }
     progress.finish();

@@ -8,7 +8,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use crate::axis::Axis;
-use crate::picture::{INK, blank, text};
+use crate::picture::{INK, Sheet, text};
 
 const SIZE: (u32, u32) = (1800, 1500);
 const GRID: RGBColor = RGBColor(226, 229, 234);
@@ -39,11 +39,12 @@ const PANELS: [Panel; 3] = [
 ];
 
 pub(crate) fn draw(records: &[Metrics], path: &Path) -> Result<()> {
-    let root = blank(path, SIZE)?;
+    let mut sheet = Sheet::new(SIZE)?;
     let title = "A run with a planted NaN, a spike and a leap (red: skipped on the device)";
-    let areas = root.margin(20, 20, 20, 20).titled(title, text(40))?.split_evenly((PANELS.len(), 1));
+    let areas = sheet.area().margin(20, 20, 20, 20).titled(title, text(40))?.split_evenly((PANELS.len(), 1));
     areas.iter().zip(&PANELS).try_for_each(|(area, panel)| draw_panel(area, records, panel))?;
-    Ok(root.present()?)
+    drop(areas);
+    sheet.save(path)
 }
 
 fn draw_panel(area: &DrawingArea<BitMapBackend<'_>, Shift>, records: &[Metrics], panel: &Panel) -> Result<()> {

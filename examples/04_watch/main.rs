@@ -15,6 +15,8 @@ mod data;
 #[path = "../01_train_digits/network.rs"]
 #[allow(dead_code, reason = "nothing is scored here")]
 mod network;
+#[path = "../01_train_digits/output.rs"]
+mod output;
 #[path = "../01_train_digits/parameters.rs"]
 mod parameters;
 #[path = "../01_train_digits/picture.rs"]
@@ -25,7 +27,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use fused_adamw::{AdamW, AdamWConfig, Alarm, AlarmStatus, Control, Device, Metrics, NonFinite, TensorSpec};
 
-use crate::{data::Digits, network::Network, parameters::Parameters};
+use crate::{data::Digits, network::Network, output::say, parameters::Parameters};
 
 const SEED: u64 = 0;
 const STEPS: u64 = 400;
@@ -37,7 +39,7 @@ const PLANTED: [(u64, &str, f32); 3] =
 
 fn main() -> Result<()> {
     let device = Device::best();
-    println!("{device}");
+    say(&device)?;
     let specs = network::tensor_lengths().into_iter().zip(names()).map(|(len, name)| TensorSpec::new(len).named(&name));
     let mut optimizer = AdamW::new(&device, AdamWConfig::default(), specs)?;
     optimizer.set_control(Some(Control {
@@ -48,7 +50,11 @@ fn main() -> Result<()> {
     }))?;
     let records = train(&mut optimizer, &device)?;
 
-    let blamed: Vec<(u64, &str)> = records.iter().filter_map(blame).collect();
+    let mut blamed = Vec::new();
+    for (step, name, news) in records.iter().filter_map(blame) {
+        say(news)?;
+        blamed.push((step, name));
+    }
     let planted = PLANTED.map(|(step, name, _)| (step, name));
     ensure!(blamed == planted, "planted were {planted:?}, found {blamed:?}");
     draw(&records)
@@ -77,31 +83,30 @@ fn train(optimizer: &mut AdamW, device: &Device) -> Result<Vec<Metrics>> {
     Ok(records)
 }
 
-/// The step and the tensor, if something is wrong with them; says so.
-fn blame(record: &Metrics) -> Option<(u64, &str)> {
+/// The step and the tensor, if something is wrong with them, and a line that says what.
+fn blame(record: &Metrics) -> Option<(u64, &str, String)> {
     let (status, norm) = (record.status, record.total.grad_norm);
     let (worst, of) = record.worst()?;
     let step = status.applied + status.skipped;
     let usual = |alarm: AlarmStatus| format!("usual are {:.1} +- {:.1}", alarm.mean, alarm.sigma);
-    if of.non_finite > 0 {
-        println!("step {step}: {} gradients are NaN or infinite: {worst}", of.non_finite);
+    let news = if of.non_finite > 0 {
+        format!("step {step}: {} gradients are NaN or infinite: {worst}", of.non_finite)
     } else if status.norm_alarm.raised {
-        println!("step {step}: ALARM, the gradients' norm is {norm:.1}, {}: {worst}", usual(status.norm_alarm));
+        format!("step {step}: ALARM, the gradients' norm is {norm:.1}, {}: {worst}", usual(status.norm_alarm))
     } else if let Some(index) = status.rms_tensor.filter(|_| status.rms_alarm.raised) {
         let (tensor, step) = (&record.tensors[index].0, step - 1);
-        println!("step {step}: ALARM, RMS_t was {:.1}, {}: {tensor}", status.rms, usual(status.rms_alarm));
-        return Some((step, tensor.name.as_deref()?));
+        let news = format!("step {step}: ALARM, RMS_t was {:.1}, {}: {tensor}", status.rms, usual(status.rms_alarm));
+        return Some((step, tensor.name.as_deref()?, news));
     } else {
         return None;
-    }
-    Some((step, worst.name.as_deref()?))
+    };
+    Some((step, worst.name.as_deref()?, news))
 }
 
 fn draw(records: &[Metrics]) -> Result<()> {
     let folder = Path::new("target").join("watch");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let picture = folder.join("metrics.png");
-    chart::draw(records, &picture).with_context(|| format!("cannot write {}", picture.display()))?;
-    println!("{}", picture.display());
-    Ok(())
+    chart::draw(records, &picture)?;
+    say(picture.display())
 }

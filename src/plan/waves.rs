@@ -12,9 +12,10 @@ use crate::norm::NORM_CHUNK_LEN;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::{env, fs};
 
-#[path = "../../benches/lists.rs"]
+#[path = "../../tests/shared/lists.rs"]
 mod lists;
 
 const RESOURCES: &str = include_str!("../../cuda/ptx/resources.txt");
@@ -152,6 +153,9 @@ fn places_are_taken_in_the_order_in_which_they_get_free() {
 /// `FUSED_ADAMW_WRITE_PREDICTIONS=1` writes it.
 #[test]
 fn the_predicted_waves_are_current() {
+    if !Path::new(PREDICTIONS).exists() {
+        return; // in the package, which leaves out `benches/`
+    }
     let page = fs::read_to_string(PREDICTIONS).expect(PREDICTIONS);
     let (begin, end) = ("<!-- waves: src/plan/waves.rs -->\n", "<!-- end -->");
     let (head, rest) = page.split_once(begin).expect("the mark before the waves");

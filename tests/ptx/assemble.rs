@@ -1,22 +1,45 @@
 //! The pinned tools (`scripts/cuda-compilers`): what ptxas says of a PTX, and the SASS that it makes of it.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs, io};
 
 use super::text::kernels;
 
-/// The folder of the pinned compilers, or nothing, aloud.
+/// The folder of the pinned compilers. Without one the first call says so.
 pub(crate) fn compilers() -> Option<PathBuf> {
     let folder = env::var_os("FUSED_ADAMW_CUDA_COMPILERS").map(PathBuf::from);
     if folder.is_none() {
         let unset = "FUSED_ADAMW_CUDA_COMPILERS is not set (scripts/cuda-compilers)";
         assert!(env::var_os("FUSED_ADAMW_REQUIRE_PTXAS").is_none(), "{unset}");
-        // Not `eprintln!`: a test that passes would keep it to itself.
-        writeln!(io::stderr(), "SKIPPED: {unset}: registers, spills and SASS are not known").expect("stderr");
+        // Once, and not by `eprintln!`: a test that passes would keep it to itself.
+        static ONCE: Once = Once::new();
+        let say = || writeln!(io::stderr(), "SKIPPED: {unset}: registers, spills and SASS are not known");
+        ONCE.call_once(|| say().expect("stderr"));
     }
     folder
+}
+
+/// A folder of its own for each call, removed when dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        static CALLS: AtomicU32 = AtomicU32::new(0);
+        let name = format!("ptxas-{}-{}", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed));
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::create_dir_all(&folder).expect("a folder");
+        Self(folder)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0); // what is left there costs disk and nothing else
+    }
 }
 
 pub(crate) struct Ptxas {
@@ -54,20 +77,20 @@ impl Ptxas {
 
     /// Whether it makes anything of a PTX, which may have no kernel.
     pub(crate) fn assembles(&self, ptx: &str, sm: u32) -> bool {
-        self.assemble(ptx, sm).1.path().join("cubin").exists()
+        self.assemble(ptx, sm).1.0.join("cubin").exists()
     }
 
     /// nvdisasm's text of the machine code.
     pub(crate) fn sass(&self, ptx: &str, sm: u32) -> String {
         let (_, folder) = self.assemble(ptx, sm);
-        let done = run("nvdisasm-13.5.37/bin/nvdisasm", &["-c"], &folder.path().join("cubin"));
+        let done = run("nvdisasm-13.5.37/bin/nvdisasm", &["-c"], &folder.0.join("cubin"));
         String::from_utf8(done.stdout).expect("UTF-8")
     }
 
     /// What ptxas says, and the folder where it leaves `cubin`.
-    fn assemble(&self, ptx: &str, sm: u32) -> (String, tempfile::TempDir) {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (input, output) = (folder.path().join("ptx"), folder.path().join("cubin"));
+    fn assemble(&self, ptx: &str, sm: u32) -> (String, Scratch) {
+        let folder = Scratch::new();
+        let (input, output) = (folder.0.join("ptx"), folder.0.join("cubin"));
         fs::write(&input, ptx).expect("a file");
         let arguments = ["-v", &format!("-arch=sm_{sm}"), "-o", output.to_str().expect("UTF-8")];
         let done = run(self.path, &arguments, &input);
@@ -75,7 +98,7 @@ impl Ptxas {
     }
 }
 
-fn run(tool: &str, arguments: &[&str], input: &std::path::Path) -> Output {
+fn run(tool: &str, arguments: &[&str], input: &Path) -> Output {
     let tool = compilers().expect("asked for before").join(tool);
     let done = Command::new(&tool).args(arguments).arg(input).output();
     let done = done.unwrap_or_else(|error| panic!("{}: {error}", tool.display()));

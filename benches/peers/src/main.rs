@@ -19,7 +19,7 @@ mod limit;
 mod ours;
 mod values;
 
-#[path = "../../lists.rs"]
+#[path = "../../../tests/shared/lists.rs"]
 #[expect(dead_code, reason = "the other benches have more lists")]
 mod lists;
 
