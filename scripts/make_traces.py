@@ -86,9 +86,8 @@ class Torch:
 
     def result(self, i):
         states = {p: state for optimizer in self.optimizers for p, state in optimizer.state.items()}
-        param = self.params[i]
-        state = states.get(param) or {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
-        return {"param": param.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+        state = states.get(self.params[i], {})  # none where there never was a gradient
+        return {"param": self.params[i].detach()} | {key: state[key] for key in ("exp_avg", "exp_avg_sq") if key in state}
 
 
 class AllF32:

@@ -27,6 +27,10 @@ mod container;
 mod error;
 #[path = "traces/fuzz.rs"]
 mod fuzz;
+#[path = "../examples/03_replay/json.rs"]
+mod json;
+#[path = "traces/limits.rs"]
+mod limits;
 #[path = "traces/malformed.rs"]
 mod malformed;
 #[path = "../examples/03_replay/memory.rs"]
@@ -35,6 +39,10 @@ mod memory;
 mod mutants;
 #[path = "../examples/03_replay/run.rs"]
 mod run;
+#[path = "traces/stateless.rs"]
+mod stateless;
+#[path = "../examples/03_replay/tally.rs"]
+mod tally;
 #[path = "../examples/03_replay/trace.rs"]
 mod trace;
 #[path = "../examples/03_replay/values.rs"]

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::container::quoted_json;
 use crate::error::{Place, Quoted, TraceError};
+use crate::json;
 
 /// Hyper-parameters of a trace; what the config does not say is PyTorch's default.
 #[derive(Clone, Debug)]
@@ -46,7 +47,8 @@ impl Group {
 
 impl Config {
     pub(crate) fn parse(json: &str, steps: u64) -> Result<Self, TraceError> {
-        let json: Value = serde_json::from_str(json).map_err(TraceError::ConfigJson)?;
+        let json = json::parse(json.as_bytes());
+        let json = json.map_err(|error| error.of("metadata `config`", TraceError::ConfigJson))?;
         let root = Object::new(&json, Place::Config)?;
         let base = root.group(&Group::default(), steps)?;
         let groups = match root.map.get("groups") {

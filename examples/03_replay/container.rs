@@ -1,20 +1,22 @@
 //! Bytes of a safetensors file -> named slices of it, every claim of the header checked first.
 //!
-//! The `safetensors` crate reads the same format, but (0.8.0) its errors for a truncated file or a shape that
-//! disagrees with its offsets name neither tensor nor numbers, and eight tensors of 2^61 bytes each overflow its
-//! `buffer_end + N_LEN + n`, a panic in debug builds. The format is small enough to read here.
+//! The `safetensors` crate reads the same format, but (0.8.0) it takes the last of two tensors of one name and a header of
+//! 100 MB, its errors for a truncated file or a shape that disagrees with its offsets name neither tensor nor numbers,
+//! and eight tensors of 2^61 bytes each overflow its `buffer_end + N_LEN + n`, a panic in debug builds. The format is
+//! small enough to read here.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
 use crate::error::{Quoted, Shape, TraceError};
+use crate::json;
 use crate::values::{Float, Values};
 
-/// The limit of the format itself.
-const MAX_HEADER: u64 = 100_000_000;
+/// Some 90,000 tensors. The format itself has 100 MB, of which JSON in memory may take 10 GB.
+pub(crate) const MAX_HEADER: u64 = 8 << 20;
 /// The header's length stands in front of it.
-const LENGTH_BYTES: usize = 8;
+pub(crate) const LENGTH_BYTES: usize = 8;
 
 /// A safetensors file of floating-point tensors.
 #[derive(Debug)]
@@ -32,6 +34,11 @@ pub(crate) struct Entry<'a> {
 }
 
 impl Entry<'_> {
+    /// Bytes, in memory as in the file.
+    pub(crate) fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
     pub(crate) fn values(&self) -> Values {
         Values::decode(self.dtype, self.bytes)
     }
@@ -49,7 +56,7 @@ struct Claim {
 impl<'a> Container<'a> {
     pub(crate) fn parse(file: &'a [u8]) -> Result<Self, TraceError> {
         let (header, data) = split_header(file)?;
-        let mut header: Map<String, Value> = serde_json::from_slice(header).map_err(TraceError::HeaderJson)?;
+        let mut header = object(header)?;
         let metadata = match header.remove("__metadata__") {
             Some(Value::Object(metadata)) => metadata,
             _ => Map::new(),
@@ -59,12 +66,26 @@ impl<'a> Container<'a> {
     }
 }
 
+/// The length of the header that a file begins with. All of the file need not be there.
+pub(crate) fn check_length(file: &[u8]) -> Result<usize, TraceError> {
+    let start = file.first_chunk::<LENGTH_BYTES>().ok_or(TraceError::NoLength { found: file.len() })?;
+    let declared = u64::from_le_bytes(*start);
+    let length = usize::try_from(declared).ok().filter(|_| (1..=MAX_HEADER).contains(&declared));
+    length.ok_or(TraceError::HeaderLimit { declared, limit: MAX_HEADER })
+}
+
 fn split_header(file: &[u8]) -> Result<(&[u8], &[u8]), TraceError> {
-    let error = |declared, available| TraceError::HeaderLength { declared, available, limit: MAX_HEADER };
-    let (length, rest) = file.split_first_chunk::<LENGTH_BYTES>().ok_or_else(|| error(8, file.len() as u64))?;
-    let declared = u64::from_le_bytes(*length);
-    let fits = usize::try_from(declared).ok().filter(|_| declared <= MAX_HEADER);
-    fits.and_then(|n| rest.split_at_checked(n)).ok_or_else(|| error(declared, rest.len() as u64))
+    let length = check_length(file)?;
+    let rest = &file[LENGTH_BYTES..];
+    let short = TraceError::HeaderLength { declared: length, available: rest.len() };
+    rest.split_at_checked(length).ok_or(short)
+}
+
+fn object(header: &[u8]) -> Result<Map<String, Value>, TraceError> {
+    match json::parse(header).map_err(|error| error.of("the header", TraceError::HeaderJson))? {
+        Value::Object(map) => Ok(map),
+        other => Err(TraceError::HeaderKind { found: quoted_json(&other) }),
+    }
 }
 
 fn claim(name: String, value: &Value) -> Result<Claim, TraceError> {

@@ -7,10 +7,20 @@ use crate::trace::MAX_STEPS;
 /// Why bytes are not a trace.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TraceError {
-    #[error("the header claims {declared} bytes, the file has {available} for it (and the format at most {limit})")]
-    HeaderLength { declared: u64, available: u64, limit: u64 },
-    #[error("the header is not a JSON object")]
+    #[error("the file has {found} bytes, a trace begins with 8 that say how long its header is")]
+    NoLength { found: usize },
+    #[error("the header claims {declared} bytes, a trace's has from 1 to {limit}")]
+    HeaderLimit { declared: u64, limit: u64 },
+    #[error("the header claims {declared} bytes, the file has {available} for it")]
+    HeaderLength { declared: usize, available: usize },
+    #[error("{bytes} bytes of memory may be needed, and are not to be had")]
+    Memory { bytes: u64 },
+    #[error("the header is not JSON")]
     HeaderJson(#[source] serde_json::Error),
+    #[error("the header must be a JSON object, found {found}")]
+    HeaderKind { found: Quoted },
+    #[error("{place} has the name `{name}` twice in one object")]
+    Twice { place: &'static str, name: Quoted },
     #[error("`{tensor}`: {field} must be {expected}, found {found}")]
     Field { tensor: Quoted, field: &'static str, expected: &'static str, found: Quoted },
     #[error("`{tensor}`: dtype must be F16, BF16, F32 or F64, found {found}")]

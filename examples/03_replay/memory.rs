@@ -1,4 +1,4 @@
-//! Tensors where the optimizer wants them: on the host, or in a GPU's memory.
+//! Tensors where the optimizer wants them: on the host, or in a GPU's memory. And whether there is memory at all.
 
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use fused_adamw::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, DriverError
 use fused_adamw::{Device, Dtype, Grad, Param};
 use half::{bf16, f16};
 
+use crate::error::TraceError;
 use crate::values::Values;
 
 /// A tensor on a device, in one of the dtypes that the crate takes.
@@ -104,6 +105,16 @@ impl<A, B, C> Typed<A, B, C> {
             Self::F32(_) => Dtype::F32,
         }
     }
+}
+
+/// Asks for that much memory and gives it back. What takes no more afterwards does not abort for want of it.
+pub(crate) fn afford(bytes: u64) -> Result<(), TraceError> {
+    let error = TraceError::Memory { bytes };
+    let Ok(size) = usize::try_from(bytes) else { return Err(error) };
+    let mut memory = Vec::<u8>::new();
+    let reserved = memory.try_reserve_exact(size);
+    std::hint::black_box(&memory); // or the compiler leaves out what nobody uses
+    reserved.map_err(|_| error)
 }
 
 fn narrowed(values: &Values) -> Typed<Vec<f16>, Vec<bf16>, Vec<f32>> {

@@ -7,7 +7,7 @@ use fused_adamw::{AdamW, AdamWConfig, Control, Device, Pair, TensorSpec};
 
 use crate::bound::{Bounded, Reference};
 use crate::clip::Clip;
-use crate::memory::Slot;
+use crate::memory::{Slot, afford};
 use crate::trace::{Tensor, Trace};
 use crate::values::Values;
 
@@ -67,6 +67,7 @@ impl fmt::Display for Deviation {
 
 /// Replays `trace` on `device`.
 pub(crate) fn replay(trace: &Trace, device: &Device) -> anyhow::Result<Report> {
+    afford(memory(trace))?;
     let (results, references) = Replay::new(trace, device)?.run()?;
     let mut report = Report { worst: None, unbounded: 0, max_ulp: 0, rms: None, expect_rms: None };
     for (index, ((tensor, ours), reference)) in trace.tensors.iter().zip(&results).zip(&references).enumerate() {
@@ -79,6 +80,15 @@ pub(crate) fn replay(trace: &Trace, device: &Device) -> anyhow::Result<Report> {
         report.expect_rms = Some(rms(exact().map(|(tensor, _, exact)| (&tensor.expect.param, exact))));
     }
     Ok(report)
+}
+
+/// More than a replay takes beside its trace: of every parameter, the reference (64 bytes), the optimizer's and the results'
+/// f32 (40) and f64 (64); of every gradient of one step, copies in the device's type and in f64 (4 and 8).
+fn memory(trace: &Trace) -> u64 {
+    let len = |values: &Values| values.len() as u64;
+    let parameters: u64 = trace.tensors.iter().map(|tensor| len(&tensor.initial)).sum();
+    let gradients = trace.gradients.values().map(|step| step.values().map(len).sum::<u64>()).max();
+    192 * parameters + 16 * gradients.unwrap_or(0)
 }
 
 /// What the optimizer holds of one tensor after the last step.

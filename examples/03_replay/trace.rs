@@ -1,6 +1,6 @@
 //! Bytes -> [`Trace`]: a recorded run of an optimizer, in the format `adamw-trace/1`.
 //!
-//! A safetensors file. Metadata: `format` = `adamw-trace/1`; `steps` = the number N of steps; `config` = JSON with
+//! A safetensors file with a header of at most 8 MiB. Metadata: `format` = `adamw-trace/1`; `steps` = the number N of steps; `config` = JSON with
 //! PyTorch's names and defaults: `algorithm` (`adamw`, `adam`), `lr` (a number, or a list with one a step), `betas`,
 //! `eps`, `weight_decay`, `amsgrad`, `maximize`, `max_grad_norm` (absent: no clipping), and `groups` (absent: one
 //! group; else a list of objects that override these keys, each with `tensors: [i, ...]`).
@@ -11,19 +11,20 @@
 //! | --- | --- |
 //! | `param.i.0` | before the run |
 //! | `grad.i.t` | absent: no gradient, the tensor is left alone and its step count does not move |
-//! | `expect.param.i.N`, `expect.exp_avg.i.N`, `expect.exp_avg_sq.i.N` | as the other implementation had them after the run |
+//! | `expect.param.i.N`, `expect.exp_avg.i.N`, `expect.exp_avg_sq.i.N` | as the other implementation had them after the run; the last two may both be absent where there is no `grad.i.t`: PyTorch keeps no state for such a tensor, and zeros are expected |
 //! | `exact.param.i.N` (`exact.exp_avg…` are allowed) | in exact arithmetic, or f64; may be absent |
 //!
-//! Nothing in the file is believed before it is checked, no loop is as long as a number in the file says, and
-//! no more is allocated than a small multiple of the file's own length.
+//! Nothing in the file is believed before it is checked, no loop is as long as a number in the file says, no name may be
+//! there twice, and memory is asked for before it is taken: where there is too little, that is an error.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
 use crate::config::Config;
 use crate::container::{Container, Entry, quoted_json};
 use crate::error::{Quoted, Shape, TraceError};
+use crate::memory::afford;
 use crate::values::Values;
 
 /// The longest trace: PyTorch counts steps in f32, and 2^24 is where that count stops.
@@ -67,8 +68,12 @@ impl Trace {
         let count = (0..).take_while(|i| file.tensors.contains_key(&format!("param.{i}.0"))).count();
         check_names(&file, count, steps)?;
         let groups = config.assign(count)?;
-        let tensors = (0..).zip(groups).map(|(i, group)| tensor(&file, i, group, steps)).collect::<Result<_, _>>()?;
-        Ok(Self { steps, config, tensors, gradients: gradients(&file)? })
+        afford(file.tensors.values().map(Entry::size).sum())?;
+        let gradients = gradients(&file);
+        let moved: BTreeSet<usize> = gradients.values().flat_map(BTreeMap::keys).copied().collect();
+        let tensor = |(i, group)| tensor(&file, i, group, steps, moved.contains(&i));
+        let tensors = groups.into_iter().enumerate().map(tensor).collect::<Result<_, _>>()?;
+        Ok(Self { steps, config, tensors, gradients })
     }
 }
 
@@ -141,23 +146,30 @@ fn check_shape(file: &Container<'_>, name: &str, entry: &Entry<'_>, parameter: S
     Err(TraceError::Mismatch { tensor, parameter, expected: Shape(expected), found })
 }
 
-fn tensor(file: &Container<'_>, i: u64, group: usize, steps: u64) -> Result<Tensor, TraceError> {
+/// `moved`: the tensor has a gradient in some step.
+fn tensor(file: &Container<'_>, i: usize, group: usize, steps: u64, moved: bool) -> Result<Tensor, TraceError> {
     let parameter = format!("param.{i}.0");
-    let find = |name: &str| file.tensors.get(name).map(Entry::values);
-    let need = |name: String| find(&name).ok_or(TraceError::Missing { tensor: name, present: parameter.clone() });
-    Ok(Tensor {
-        group,
-        initial: need(parameter.clone())?,
-        expect: Expected {
-            param: need(format!("expect.param.{i}.{steps}"))?,
-            exp_avg: need(format!("expect.exp_avg.{i}.{steps}"))?,
-            exp_avg_sq: need(format!("expect.exp_avg_sq.{i}.{steps}"))?,
-        },
-        exact: find(&format!("exact.param.{i}.{steps}")),
-    })
+    let initial = need(file, &parameter, &parameter)?;
+    let param = need(file, &format!("expect.param.{i}.{steps}"), &parameter)?;
+    let [exp_avg, exp_avg_sq] = ["exp_avg", "exp_avg_sq"].map(|state| format!("expect.{state}.{i}.{steps}"));
+    let has = |name: &String| file.tensors.contains_key(name);
+    let state = |name: &String, other: &String| match (has(name) || moved, has(other)) {
+        (true, _) => need(file, name, &parameter),
+        (false, true) => need(file, name, other),
+        (false, false) => Ok(initial.zeros()),
+    };
+    let [exp_avg, exp_avg_sq] = [state(&exp_avg, &exp_avg_sq)?, state(&exp_avg_sq, &exp_avg)?];
+    let exact = file.tensors.get(&format!("exact.param.{i}.{steps}")).map(Entry::values);
+    Ok(Tensor { group, initial, expect: Expected { param, exp_avg, exp_avg_sq }, exact })
 }
 
-fn gradients(file: &Container<'_>) -> Result<BTreeMap<u64, BTreeMap<usize, Values>>, TraceError> {
+/// The tensor of that name, which has to be there because `present` is.
+fn need(file: &Container<'_>, name: &str, present: &str) -> Result<Values, TraceError> {
+    let missing = || TraceError::Missing { tensor: name.to_owned(), present: present.to_owned() };
+    file.tensors.get(name).map(Entry::values).ok_or_else(missing)
+}
+
+fn gradients(file: &Container<'_>) -> BTreeMap<u64, BTreeMap<usize, Values>> {
     let mut steps: BTreeMap<u64, BTreeMap<usize, Values>> = BTreeMap::new();
     for (name, entry) in &file.tensors {
         // `check_names` has bound the index by the number of parameters in the file.
@@ -167,5 +179,5 @@ fn gradients(file: &Container<'_>) -> Result<BTreeMap<u64, BTreeMap<usize, Value
             steps.entry(t).or_default().insert(i, entry.values());
         }
     }
-    Ok(steps)
+    steps
 }

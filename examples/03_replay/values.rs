@@ -96,6 +96,16 @@ impl Values {
         }
     }
 
+    /// As many zeros of the same type.
+    pub(crate) fn zeros(&self) -> Self {
+        match self {
+            Self::F16(x) => Self::F16(vec![f16::ZERO; x.len()]),
+            Self::Bf16(x) => Self::Bf16(vec![bf16::ZERO; x.len()]),
+            Self::F32(x) => Self::F32(vec![0.0; x.len()]),
+            Self::F64(x) => Self::F64(vec![0.0; x.len()]),
+        }
+    }
+
     pub(crate) fn dtype(&self) -> Float {
         match self {
             Self::F16(_) => Float::F16,

@@ -4,6 +4,7 @@ use std::error::Error;
 
 use serde_json::{Value, json};
 
+use crate::container::MAX_HEADER;
 use crate::error::TraceError;
 use crate::trace::Trace;
 
@@ -27,14 +28,19 @@ impl File {
         file
     }
 
-    fn add(&mut self, name: &str, dtype: &str, len: usize) {
+    pub(crate) fn add(&mut self, name: &str, dtype: &str, len: usize) {
         let start = self.data.len();
-        self.data.resize(start + len * if dtype == "F64" { 8 } else { 4 }, 0);
+        let size = match dtype {
+            "BF16" => 2,
+            "F32" => 4,
+            _ => 8,
+        };
+        self.data.resize(start + len * size, 0);
         self.header[name] = json!({ "dtype": dtype, "shape": [len], "data_offsets": [start, self.data.len()] });
     }
 
     /// Takes a tensor out, its bytes too.
-    fn remove(&mut self, name: &str) {
+    pub(crate) fn remove(&mut self, name: &str) {
         let gone = self.header.as_object_mut().unwrap().remove(name).unwrap()["data_offsets"].clone();
         let [start, end] = [&gone[0], &gone[1]].map(|x| usize::try_from(x.as_u64().unwrap()).unwrap());
         self.data.drain(start..end);
@@ -51,7 +57,7 @@ impl File {
         self.header[new] = entry;
     }
 
-    fn config(&mut self, config: &Value) {
+    pub(crate) fn config(&mut self, config: &Value) {
         self.header["__metadata__"]["config"] = json!(config.to_string());
     }
 
@@ -61,7 +67,7 @@ impl File {
     }
 }
 
-fn message(bytes: &[u8]) -> String {
+pub(crate) fn message(bytes: &[u8]) -> String {
     let error = Trace::parse(bytes).expect_err("not a trace");
     error.source().map_or(error.to_string(), |source| format!("{error}: {source}"))
 }
@@ -82,30 +88,82 @@ fn the_file_that_the_others_spoil_is_a_trace() {
 fn a_short_file_says_how_short() {
     let bytes = File::new().bytes();
     let header = bytes.len() - 8 - File::new().data.len();
-    let limit = "(and the format at most 100000000)";
-    assert_eq!(message(&[]), format!("the header claims 8 bytes, the file has 0 for it {limit}"));
-    assert_eq!(message(&bytes[..7]), format!("the header claims 8 bytes, the file has 7 for it {limit}"));
-    assert_eq!(message(&bytes[..20]), format!("the header claims {header} bytes, the file has 12 for it {limit}"));
+    let begins = "a trace begins with 8 that say how long its header is";
+    assert_eq!(message(&[]), format!("the file has 0 bytes, {begins}"));
+    assert_eq!(message(&bytes[..7]), format!("the file has 7 bytes, {begins}"));
+    assert_eq!(message(&bytes[..20]), format!("the header claims {header} bytes, the file has 12 for it"));
     let last = "its data ends at byte 160, the file has 159 bytes of data";
     assert_eq!(message(&bytes[..bytes.len() - 1]), format!("`exact.param.1.2`: {last}"));
     assert_eq!(
         message(&[&bytes[..], &[0]].concat()),
         "the last tensor ends at byte 160, the file has 161 bytes of data"
     );
-    let huge = [&u64::MAX.to_le_bytes()[..], &bytes[8..]].concat();
-    let rest = huge.len() - 8;
-    assert_eq!(message(&huge), format!("the header claims {} bytes, the file has {rest} for it {limit}", u64::MAX));
+}
+
+#[test]
+fn a_header_has_a_largest_length() {
+    let bytes = File::new().bytes();
+    for length in [0, MAX_HEADER + 1, 99_000_000, 100_000_000, 1 << 63, u64::MAX] {
+        let file = [&length.to_le_bytes()[..], &bytes[8..]].concat();
+        assert_eq!(message(&file), format!("the header claims {length} bytes, a trace's has from 1 to 8388608"));
+    }
+    let longest = [&MAX_HEADER.to_le_bytes()[..], &bytes[8..]].concat();
+    let found = bytes.len() - 8;
+    assert_eq!(message(&longest), format!("the header claims 8388608 bytes, the file has {found} for it"));
 }
 
 #[test]
 fn a_header_that_is_not_an_object_is_refused() {
-    for text in ["", "[]", "{", "nul", "{\"a\":1}}"] {
-        let file = [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
-        assert!(matches!(Trace::parse(&file), Err(TraceError::HeaderJson(_))), "{text}");
+    for text in ["{", "nul", "{\"a\":1}}", " "] {
+        assert!(matches!(Trace::parse(&with_header(text)), Err(TraceError::HeaderJson(_))), "{text}");
+    }
+    for (text, found) in [("[]", "[]"), ("7", "7"), ("null", "null"), ("\"a\"", "a")] {
+        assert_eq!(message(&with_header(text)), format!("the header must be a JSON object, found {found}"));
     }
     // Deep nesting would exhaust the stack of a careless parser.
-    let deep = "[".repeat(100_000);
-    assert!(message(&[&(deep.len() as u64).to_le_bytes(), deep.as_bytes()].concat()).contains("not a JSON object"));
+    assert!(message(&with_header(&"[".repeat(100_000))).contains("not JSON: recursion limit"));
+}
+
+fn with_header(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+}
+
+// Of two values of one name some readers take the first, and some the last.
+#[test]
+fn a_name_that_is_there_twice_is_named() {
+    let header = File::new().header.to_string();
+    let entry = r#""grad.0.1":{"data_offsets":[12,24],"dtype":"F32","shape":[3]}"#;
+    assert!(header.contains(entry), "{header}");
+    let cases = [
+        (entry, format!("{entry},{entry}"), "grad.0.1"),
+        (entry, format!(r#"{entry},"grad.\u0030.1":0"#), "grad.0.1"),
+        (entry, entry.replace('}', r#","dtype":"F32"}"#), "dtype"),
+        (entry, entry.replace('}', r#","x":{"y":[{"":0,"z":1,"":0}]}}"#), ""),
+        (r#""steps":"2""#, r#""steps":"2","steps":"3""#.to_owned(), "steps"),
+        ("{\"__metadata__", "{\"__metadata__\":{},\"__metadata__".to_owned(), "__metadata__"),
+    ];
+    for (old, new, name) in cases {
+        let mut bytes = with_header(&header.replacen(old, &new, 1));
+        bytes.extend(File::new().data);
+        assert_eq!(message(&bytes), format!("the header has the name `{name}` twice in one object"), "{new}");
+    }
+}
+
+#[test]
+fn a_key_of_the_config_that_is_there_twice_is_named() {
+    let cases = [
+        (r#"{"lr":1,"lr":1}"#, "lr"),
+        (r#"{"lr":1,"eps":1e-8,"l\u0072":2}"#, "lr"),
+        (r#"{"groups":[{"tensors":[0,1],"eps":1,"eps":2}]}"#, "eps"),
+    ];
+    for (config, name) in cases {
+        let expected = format!("metadata `config` has the name `{name}` twice in one object");
+        assert_eq!(spoilt(|f| f.header["__metadata__"]["config"] = json!(config)), expected);
+    }
+    let twice = r#"{"groups":[{"tensors":[0],"lr":1},{"tensors":[1],"lr":2}],"lr":3}"#;
+    let mut file = File::new();
+    file.header["__metadata__"]["config"] = json!(twice);
+    assert!(Trace::parse(&file.bytes()).is_ok(), "one name in several objects");
 }
 
 type Case = (fn(&mut File), &'static str);
