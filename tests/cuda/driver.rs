@@ -27,7 +27,7 @@ pub(crate) fn emulated<F: FnOnce()>(switches: &[(&str, &str)], body: F) {
     }
     match folder() {
         Some(folder) => run_child::<F>(folder, switches),
-        None => say_if_off::<F>(),
+        None => skip::<F>(),
     }
 }
 
@@ -43,8 +43,7 @@ pub(crate) fn each_driver<F: Fn()>(body: F) {
         Ok(_) => body(),
         Err(error) => {
             assert!(env::var_os("FUSED_ADAMW_REQUIRE_GPU").is_none(), "no GPU: {error}");
-            static ONCE: Once = Once::new();
-            ONCE.call_once(|| say(&format!("SKIPPED on a GPU, every test of this file: {error}")));
+            say_what_is_skipped();
         }
     }
 }
@@ -55,7 +54,7 @@ pub(crate) fn without_driver<F: FnOnce()>(body: F) {
         return body();
     }
     if emulation_is_off() {
-        return say_if_off::<F>();
+        return skip::<F>();
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-driver");
     fs::create_dir_all(&folder).unwrap();
@@ -76,9 +75,9 @@ pub(crate) fn driver_without<F: FnOnce()>(function: &str, body: F) {
         };
     }
     if emulation_is_off() {
-        return say_if_off::<F>();
+        return skip::<F>();
     }
-    let Some(cxx) = cxx() else { return say("SKIPPED, no C++ compiler for a driver that lacks a function") };
+    let Some(cxx) = cxx() else { return skip::<F>() };
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("driver-without-{function}"));
     fs::create_dir_all(&folder).unwrap();
     let others = DRIVER_FUNCTIONS.iter().filter(|&&other| other != function);
@@ -125,7 +124,7 @@ pub(crate) fn emulated_dies<F: FnOnce()>(switches: &[(&str, &str)], message: &st
     if env::var_os(CHILD).is_some() {
         return body();
     }
-    let Some(folder) = folder() else { return say_if_off::<F>() };
+    let Some(folder) = folder() else { return skip::<F>() };
     let (name, output) = child::<F>(folder, switches);
     let stderr = String::from_utf8_lossy(&output.stderr);
     let sanitized =
@@ -153,11 +152,23 @@ fn emulation_is_off() -> bool {
     env::var_os("FUSED_ADAMW_EMULATED").is_some_and(|value| value == "0")
 }
 
-/// Where the emulator has not been built because nobody wants it, each test says that it did nothing.
-fn say_if_off<F>() {
-    if emulation_is_off() {
+/// The test whose body is `F` does nothing: there is no emulated driver. The bundle of `scripts/gpu-bundle` counts these.
+fn skip<F>() {
+    say_what_is_skipped();
+    if env::var_os("FUSED_ADAMW_NAME_SKIPPED").is_some() {
         say(&format!("SKIPPED {}", name_of::<F>()));
     }
+}
+
+/// One line, however many tests it is about.
+fn say_what_is_skipped() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let emulated = built().as_ref().err().map(|why| format!("on the emulated driver ({why})"));
+        let gpu = Device::cuda_at(0).err().map(|error| format!("on a GPU ({error})"));
+        let places: Vec<_> = emulated.into_iter().chain(gpu).collect();
+        say(&format!("SKIPPED {}: every test for it", places.join(" and ")));
+    });
 }
 
 /// Not by `eprintln!`: a test that passes would keep it to itself.
@@ -165,16 +176,18 @@ fn say(line: &str) {
     io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
-/// Where the emulated driver is, built once; `None`, after saying so, where it cannot be.
+/// Where the emulated driver is; `None` where there is none.
 fn folder() -> Option<&'static Path> {
-    if emulation_is_off() {
-        return None;
-    }
-    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let built = FOLDER.get_or_init(|| build().map_err(|why| say(&format!("SKIPPED, no emulated driver: {why}"))).ok());
-    let required = env::var_os("FUSED_ADAMW_REQUIRE_CXX").is_some();
-    assert!(built.is_some() || !required, "no emulated driver");
-    built.as_deref()
+    let built = built();
+    let required = env::var_os("FUSED_ADAMW_REQUIRE_CXX").is_some() && !emulation_is_off();
+    assert!(built.is_ok() || !required, "no emulated driver: {built:?}");
+    built.as_deref().ok()
+}
+
+/// The emulated driver, built once, or why it is not.
+fn built() -> &'static Result<PathBuf, &'static str> {
+    static FOLDER: OnceLock<Result<PathBuf, &'static str>> = OnceLock::new();
+    FOLDER.get_or_init(|| if emulation_is_off() { Err("FUSED_ADAMW_EMULATED=0") } else { build() })
 }
 
 /// Where the sources lie: the emulator's, and the kernels'. Another folder gets an emulated driver of its own.
