@@ -91,9 +91,15 @@ impl Device {
     /// The GPU of `stream`; everything the optimizer does is enqueued there, in order.
     ///
     /// Take the stream that the gradients are made on: then nothing has to wait. With several streams cudarc's event
-    /// tracking orders them, at a cost of about ten driver calls a tensor and step
+    /// tracking makes a step wait for the writers of its tensors, at a cost of about ten driver calls a tensor and step
     /// ([`CudaContext::disable_event_tracking`](cudarc::driver::CudaContext::disable_event_tracking) if you order
-    /// them yourself). A per-thread default stream, which candle takes unless it is given one, is another stream in every
+    /// the streams yourself).
+    ///
+    /// cudarc keeps one event for all readers of a slice, which is that of the last reader. A gradient that two streams
+    /// read, and that is dropped or written before both have finished, is a race: another reader's kernel may still run.
+    /// Let one of the streams wait for the other before ([`CudaStream::join`](cudarc::driver::CudaStream::join)).
+    ///
+    /// A per-thread default stream, which candle takes unless it is given one, is another stream in every
     /// thread: call the step in the thread that makes the gradients.
     ///
     /// ```no_run

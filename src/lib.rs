@@ -164,6 +164,9 @@ pub use tensor::{Dtype, Float, Grad, Pair, Param};
 #[cfg(feature = "cuda")]
 pub use cudarc;
 
+/// The half of this crate's interface: [`half::bf16`] and [`half::f16`] are what 16-bit tensors hold.
+pub use half;
+
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub use tuning::Tuning;
