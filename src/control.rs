@@ -352,7 +352,7 @@ impl LossScale {
         in_range("loss_scale.growth_factor", growth_factor, growth, "[1, inf)")?;
         let backoff = backoff_factor > 0.0 && backoff_factor <= 1.0;
         in_range("loss_scale.backoff_factor", backoff_factor, backoff, "(0, 1]")?;
-        let min = min_scale >= f32::MIN_POSITIVE && min_scale < f32::INFINITY;
+        let min = (f32::MIN_POSITIVE..f32::INFINITY).contains(&min_scale);
         in_range("loss_scale.min_scale", min_scale.into(), min, "[2^-126, inf)")?;
         in_range("loss_scale.growth_interval", 0.0, growth_interval > 0, "[1, inf)")
     }

@@ -4,6 +4,7 @@
 #![allow(
     clippy::needless_return,
     clippy::excessive_precision,
+    clippy::neg_cmp_op_on_partial_ord,
     clippy::approx_constant,
     clippy::needless_bitwise_bool,
     clippy::float_cmp,

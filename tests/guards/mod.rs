@@ -41,6 +41,7 @@ pub(crate) fn skipping(non_finite: NonFinite) -> Control {
 }
 
 /// A loss scale of 2^`exponent`, of which the smallest is 2^-149.
+#[expect(clippy::cast_possible_truncation, reason = "exact")]
 pub(crate) fn scaled(non_finite: NonFinite, exponent: i32) -> Control {
     let init_scale = 2.0_f64.powi(exponent) as f32;
     Control { loss_scale: Some(LossScale { init_scale, ..Default::default() }), ..skipping(non_finite) }
