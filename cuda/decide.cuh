@@ -151,7 +151,7 @@ DEVICE Overrun overran(bool over, const ControlState& s) {
     // } twin
 }
 
-// What a gradient is multiplied by, clipping apart.
+// The multiplier of every gradient beside clipping.
 DEVICE f64 unscale_of(f64 grad_scale, f32 loss_scale) {
     // twin: unscale_of {
     return div_rn64(grad_scale, to_f64(loss_scale));

@@ -24,14 +24,14 @@ DEVICE bool is_bad(const NormPart& part, f64 unscale) {
     return is_bad_sum(from_bits((u32)part.words[LARGEST]), unscale);
 }
 
-// What one word of a part adds to all. Tensors that are left out add their counts alone.
+// The addend of one word of a part. A tensor that is left out adds the count of its gradients that are not finite, and no more.
 DEVICE u64 addend(const NormPart& part, u32 word, f64 unscale, bool leaves_out) {
     const bool bad = is_bad(part, unscale);
     if (word == BAD) return bad;
     return bad && leaves_out && word != NON_FINITE ? 0 : part.words[word];
 }
 
-// All parts together, in `total`; but for LARGEST. All threads call it: each has a word, of every 64th part.
+// Adds up all parts in `total`, except for LARGEST. All threads call it: each has a word, of every 64th part.
 DEVICE void add_parts(const FinalizeTables& t, f64 unscale, bool leaves_out, u64* total) {
     constexpr u32 COLUMNS = FINALIZE_BLOCK / WARP;
     __shared__ u64 columns[COLUMNS][NORM_WORDS];
@@ -77,7 +77,7 @@ DEVICE Peak last_peak(const FinalizeTables& t) {
     return block_sum<FINALIZE_BLOCK>(peak, [](const Peak& a, const Peak& b) { return larger(a, b); });
 }
 
-// What every gradient is multiplied by, clipping apart.
+// The multiplier of every gradient in this step beside clipping.
 DEVICE f64 unscale_of_step(const FinalizeTables& t) {
     const f64 scalar = t.grad_scalar ? to_f64(*global<const f32>(t.grad_scalar)) : 1.0;
     return unscale_of(mul_rn64(t.grad_scale, scalar), last_state(t).loss_scale);

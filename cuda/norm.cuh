@@ -7,7 +7,7 @@
 #include "vec.cuh"
 
 // The words of a NormPart behind its ExactSum: gradients that are not finite; the largest sum of a chunk, as bits; chunks.
-// Of all parts together: parts that are bad.
+// The last word counts bad parts, in the sum of all parts.
 constexpr u32 NON_FINITE = 12;
 constexpr u32 LARGEST = 13;
 constexpr u32 GOOD = 14;

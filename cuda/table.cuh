@@ -62,7 +62,7 @@ constexpr u32 NAN_SUMS = 11;
 constexpr u32 EXACT_WORDS = 12;
 // } twin
 
-// Of a NormPart.
+// Words of a NormPart, and parts that chunks take turns at.
 // twin: norm words {
 constexpr u32 NORM_WORDS = 16;
 constexpr u32 NORM_PARTS = 64;
@@ -268,7 +268,7 @@ struct Gradients {
 };
 static_assert(sizeof(Gradients) == 32, "src/table.rs");
 
-// Of several chunks; the first words are those of ExactSum.
+// A sum over several chunks; the first words are those of ExactSum.
 struct NormPart {
     u64 words[NORM_WORDS];
 };

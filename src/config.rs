@@ -82,7 +82,7 @@ impl AdamWConfig {
         }
     }
 
-    /// What the update makes of a learning rate `factor` times as large has to be f32 in every step.
+    /// Checks that f32 holds the update's numbers with a learning rate `factor` times as large, in every step.
     pub(crate) fn check_times(&self, group: usize, factor: f64) -> Result<()> {
         let lr = self.lr * factor;
         let step_size = ("lr / (1 - betas.0), with the schedule's factor,", lr / (1.0 - self.betas.0));

@@ -175,7 +175,7 @@ fn overran(over: bool, s: &ControlState) -> Overrun {
     // } twin
 }
 
-/// What a gradient is multiplied by, clipping apart.
+/// The multiplier of every gradient beside clipping.
 pub(crate) fn unscale_of(grad_scale: f64, loss_scale: f32) -> f64 {
     // twin: unscale_of {
     return div_rn64(grad_scale, to_f64(loss_scale));
@@ -220,7 +220,8 @@ pub(crate) fn decide(c: &ControlParams, g: &Gradients, peak: &Peak, listed: f64,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{Control, Decay, LossScale, NonFinite, Schedule};
+    use crate::control::{Control, LossScale, NonFinite};
+    use crate::schedule::{Decay, Schedule};
     use std::f64::consts::PI;
 
     #[test]

@@ -36,7 +36,7 @@
 //!
 //! | file | what it does | twin |
 //! | --- | --- | --- |
-//! | `config.rs`, `control.rs`, `alarm.rs` | hyper-parameters in f64, groups, tensors to register; clipping, loss scale, schedule, alarms: ranges and defaults | |
+//! | `config.rs`, `control.rs`, `schedule.rs`, `alarm.rs` | hyper-parameters in f64, groups, tensors to register; clipping, loss scale, schedule, alarms: ranges and defaults | |
 //! | `tensor.rs`, `raw.rs` | what the user hands over: pairs of parameter and gradient, types erased; by address | |
 //! | `register.rs`, `arena.rs` | the tensors as registered, and where their state lies | |
 //! | `plan.rs` | lengths to chunks: pure data | |
@@ -140,6 +140,7 @@ mod register;
 mod rounding;
 mod rows;
 mod scalars;
+mod schedule;
 mod simd;
 mod table;
 mod tensor;
@@ -152,11 +153,12 @@ mod walk;
 
 pub use alarm::{Alarm, AlarmStatus};
 pub use config::{AdamWConfig, Algorithm, StepOptions, TensorSpec};
-pub use control::{Control, Decay, LossScale, NonFinite, Schedule, Status};
+pub use control::{Control, LossScale, NonFinite, Status};
 pub use device::Device;
 pub use error::{Buffer, Error, Result, Span, TensorId};
 pub use metrics::{Metrics, TensorMetrics};
 pub use optimizer::{AdamW, TensorState};
+pub use schedule::{Decay, Schedule};
 pub use simd::Simd;
 pub use tensor::{Dtype, Float, Grad, Pair, Param};
 

@@ -293,7 +293,7 @@ pub(crate) struct Squares {
 }
 const _: () = assert!(size_of::<Squares>() == 8);
 
-/// What the gradients of a step amount to, as they lie in memory.
+/// Totals over the gradients of a step, as they lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
 pub(crate) struct Gradients {

@@ -12,6 +12,8 @@ mod input;
 mod memory;
 #[path = "errors/messages.rs"]
 mod messages;
+#[path = "errors/ranges.rs"]
+mod ranges;
 #[path = "errors/same_address.rs"]
 mod same_address;
 

@@ -1,4 +1,4 @@
-//! What leaves a program: lines, and files that are whole or not there.
+//! Output of the examples: lines, and files that are whole or not there.
 
 use std::fmt::Display;
 use std::io::{self, Write};

@@ -1,4 +1,4 @@
-//! What the pictures of the examples have in common: a white sheet, the font, the ink, the way to a file.
+//! Common parts of the pictures: a white sheet, the font, the ink, the way to a file.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ impl Sheet {
         Ok(Self { size, pixels: vec![u8::MAX; bytes] })
     }
 
-    /// What is drawn on; white so far.
+    /// The sheet, white so far.
     pub(crate) fn area(&mut self) -> DrawingArea<BitMapBackend<'_>, Shift> {
         BitMapBackend::with_buffer(&mut self.pixels, self.size).into_drawing_area()
     }

@@ -96,7 +96,7 @@ impl Values {
         }
     }
 
-    /// As many zeros of the same type.
+    /// Zeros of the same type and number.
     pub(crate) fn zeros(&self) -> Self {
         match self {
             Self::F16(x) => Self::F16(vec![f16::ZERO; x.len()]),

@@ -2,12 +2,13 @@
 //! `FUSED_ADAMW_REQUIRE_CXX=1` makes that a failure.
 
 use crate::alarm::Alarm;
-use crate::control::{Control, Decay, LossScale, NonFinite, Schedule};
+use crate::control::{Control, LossScale, NonFinite};
 use crate::decide::{decide, is_bad_sum, unscale_of};
 use crate::exact_sum::ExactSum;
 use crate::fma::Fused;
 use crate::rounding::{bf16_to_f32, f16_to_f32, f32_to_bf16_rn, f32_to_f16_rn};
 use crate::scalars::step_scalars;
+use crate::schedule::{Decay, Schedule};
 use crate::table::{
     AlarmParams, AlarmState, ControlParams, ControlState, Element, Gradients, Hyper, Overrun, Peak, ScheduleParams,
     StepScalars, step_flags,
