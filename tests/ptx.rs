@@ -121,13 +121,12 @@ fn spelled_out(name: &str, plain: Plain) -> RangeInclusive<usize> {
     let [update, from_f16, to_f16] = [UPDATE_CUH, from_f16, to_f16].map(|source| source.matches(name).count());
     // One body for each lane, and one for the elements before and after the vectors.
     let bodies = LANES + 1;
-    // Where there may be f16, parameter and gradient are widened in each body, and the parameter once more for its master
-    // in a skipped step; the parameter is narrowed, twice over in the vector's, where it may be aligned or not, unless a
-    // compiler does that before it asks.
+    // Each body widens an f16 gradient, and narrows an f16 parameter, which it reads from the master. The vector's body
+    // narrows twice, for aligned and other parameters, unless the compiler narrows before it asks.
     let has_f16 = usize::from([Plain::F16, Plain::Mixed].contains(&plain));
     // Of a mixed list bf16 goes its own way.
     let ways = if plain == Plain::Mixed { 2 } else { 1 };
-    let others = ways * bodies * update + has_f16 * (2 * bodies + 1) * from_f16;
+    let others = ways * bodies * update + has_f16 * bodies * from_f16;
     others + has_f16 * bodies * to_f16..=others + has_f16 * (bodies + LANES) * to_f16
 }
 

@@ -16,9 +16,9 @@ const OLDEST_SPILLS: u32 = 16;
 pub(crate) fn budget(plain: Plain) -> usize {
     match plain {
         Plain::F32 => 76,
-        Plain::Bf16 => 100,
-        Plain::F16 => 130,
-        Plain::Mixed => 158,
+        Plain::Bf16 => 89,
+        Plain::F16 => 111,
+        Plain::Mixed => 149,
     }
 }
 
@@ -36,9 +36,9 @@ fn next_to_nothing_spills_and_every_multiprocessor_holds_the_blocks_asked_for() 
     }
 }
 
-/// Bytes a thread, by the newest ptxas. Four words in an f16 step on a small GPU are less than its f16 costs elsewhere.
+/// The bytes a thread that the newest ptxas may spill: four words on a small GPU, whose ptxas keeps more values than others.
 fn may_spill(kernel: &str, sm: u32) -> u32 {
-    if (kernel, sm) == ("adamw_f16", 120) { 16 } else { 0 }
+    if sm == 120 && ["adamw_bf16", "adamw_f16", "adamw_full"].contains(&kernel) { 16 } else { 0 }
 }
 
 #[test]
