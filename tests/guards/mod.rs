@@ -106,6 +106,14 @@ fn tensors() -> Vec<Case> {
             vec![0, 200],
         ),
         Case {
+            name: "a skipped step that is over, for poll to tell of",
+            lens: vec![1],
+            control: skipping(NonFinite::Error),
+            steps: vec![step(&[nan]), step(&[1.0])],
+            counts: (1, 1),
+            tensors: vec![1],
+        },
+        Case {
             name: "tensors without elements do not take a step that all others miss",
             lens: vec![0, 9000],
             control: skipping(NonFinite::SkipTensor),
