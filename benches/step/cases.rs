@@ -160,7 +160,7 @@ pub(crate) fn all(small: bool) -> Vec<Case> {
     let by_types =
         of(&["64K", "1M", "16M", "GPT-2 124M"]).flat_map(|case| types.map(|types| Case { types, ..case.clone() }));
     let extras = [Extra::Clip, Extra::SkipScale, Extra::Metrics, Extra::ClampZero, Extra::Amsgrad];
-    let by_extra = of(&["16M"]).flat_map(|case| extras.map(|extra| Case { extra, ..case.clone() }));
+    let by_extra = of(&["16M", "10,000 of 16"]).flat_map(|case| extras.map(|extra| Case { extra, ..case.clone() }));
     let simds = [Simd::Portable, Simd::Avx2, Simd::Avx512].into_iter();
     let others: Vec<Simd> = simds.filter(|simd| simd.is_available() && *simd != Simd::best()).collect();
     let by_simd = of(&["64K", "16M"]).flat_map(|case| others.iter().map(move |&simd| Case { simd, ..case.clone() }));
@@ -187,6 +187,7 @@ fn lists(small: bool) -> Vec<(String, Vec<usize>)> {
         ("ResNet-50", lists::resnet50()),
         ("Llama-3-8B", lists::llama3_8b()),
         ("10,000 of 1,000", vec![1_000; 10_000]),
+        ("10,000 of 16", vec![16; 10_000]),
     ];
     let shrunk = |len: usize| if small { len.div_ceil(1_000) } else { len };
     lists.map(|(name, lens)| fitting(name, lens.into_iter().map(shrunk).collect())).into()
