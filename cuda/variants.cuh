@@ -1,4 +1,4 @@
-// What may be otherwise without another bit. As it stands here it is the crate's; tests/shared/variants.rs has what else
+// Constants that change no bit. As they stand here they are the crate's; tests/shared/variants.rs has what else
 // is tried on a GPU, compiled with -D.
 #pragma once
 

@@ -46,7 +46,7 @@ pub(crate) struct Launcher {
 struct SumTable {
     kernel: CudaFunction,
     rows: Table<SumRow>,
-    /// What `rows` holds.
+    /// The contents of `rows`.
     uploaded: Vec<SumRow>,
     /// True if a graph reads `rows`.
     is_captured: bool,

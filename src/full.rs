@@ -124,7 +124,7 @@ unsafe fn full_chunk_inlined<I: Isa>(row: &TensorRow, chunk: Chunk, s: &StepScal
 /// Elements that are stepped and measured together, so that each loop over them is vectorized.
 const TILE: usize = 256;
 
-/// What is measured of a chunk so far; and of up to [`TILE`] elements, what is gone after their step.
+/// The measurements of a chunk so far; and up to [`TILE`] parameters and gradients as they are before their step.
 struct Measured {
     /// By thread of a GPU's block, the sums whose order matters: gradient, parameter, update, ratio.
     threads: [[f32; BLOCK]; 4],
@@ -187,7 +187,7 @@ impl Measured {
         }
     }
 
-    /// Of a chunk of `len` elements. A short one leaves most threads 0, which change no bit.
+    /// The sum over the threads of a chunk of `len` elements. A short chunk leaves most threads 0, which change no bit.
     fn total(&self, len: usize) -> Sums {
         let all = match len {
             0..=64 => self.of_threads::<8>(),

@@ -173,7 +173,7 @@ pub use half;
 #[doc(hidden)]
 pub use tuning::Tuning;
 
-/// What a driver has to have, for the tests.
+/// The functions that a driver has to have, for the tests.
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub use cuda_driver::DRIVER_FUNCTIONS;

@@ -28,7 +28,7 @@ pub(crate) struct Tensor {
     pub(crate) phase: usize,
 }
 
-/// What the iterator gives, up to the first tensor that is too much: an endless one ends there, too.
+/// Collects the tensors up to the first that is too much: an endless iterator ends there, too.
 pub(crate) fn collect_specs<I>(tensors: I) -> Result<Vec<TensorSpec>>
 where
     I: IntoIterator,

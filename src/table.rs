@@ -28,7 +28,7 @@ pub(crate) struct TensorRow {
     pub(crate) grad_dtype: u8,
     /// Elements before the first that lies on a 32-byte boundary of the state, 0 to 7.
     pub(crate) head: u8,
-    /// Of [`row_flags`]: parameter and gradient lie on a 16-byte boundary at `head`; there is a gradient (else the tensor
+    /// Bits of [`row_flags`]: parameter and gradient lie on a 16-byte boundary at `head`; there is a gradient (else the tensor
     /// is left alone).
     pub(crate) flags: u8,
 }

@@ -83,7 +83,7 @@ fn norm_of(tensors: &[(usize, f32)], control: &Control) -> f64 {
     opt.status().unwrap().unwrap().grad_norm.unwrap()
 }
 
-// Of thousands of chunks, in any order, cut at a multiple of 8,192 or not at all: the square root of an integer.
+// Thousands of chunks, in any order, cut at a multiple of 8,192 or not at all: their norm is the root of an integer.
 #[test]
 fn the_norm_is_exact_over_chunks() {
     let tensors: Vec<(usize, f32)> = (0..3000_u16).map(|i| (usize::from(i % 3), f32::from(i))).collect();

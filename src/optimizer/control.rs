@@ -112,7 +112,7 @@ impl AdamW {
         Ok(self.engine.control_state()?.map(Status::from))
     }
 
-    /// What was measured of the newest step whose record has arrived; `None` before there is one. It takes
+    /// The measurements of the newest step whose record has arrived; `None` before there is one. It takes
     /// [`Control::metrics`] or [`Control::rms_alarm`]. Never waits: on a GPU every step sends its record to one of 4 places
     /// in pinned memory, from where it is read if it is there. A record that nobody has read is overwritten by the fourth
     /// after it; one for which all places are still on their way is not kept, and [`Metrics::dropped`] counts those.

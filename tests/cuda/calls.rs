@@ -127,7 +127,7 @@ fn more_scalars_than_fit_into_the_arguments_cost_one_copy_and_memory_once() {
     });
 }
 
-// Of the optimizer: one arena, two tables, and for masters one more of each. Nothing is left when it is dropped.
+// The optimizer has one arena, two tables, and for masters one more of each. Nothing is left when it is dropped.
 #[test]
 fn an_optimizer_is_three_allocations_and_gives_them_back() {
     emulated(&[], || {

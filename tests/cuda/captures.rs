@@ -1,4 +1,4 @@
-//! What a capture takes, what it refuses, and what outlives it.
+//! Captures: their conditions, their refusals, and the memory that outlives them.
 
 use std::sync::Arc;
 
